@@ -1,0 +1,3 @@
+"""VeilLink: a TCP forwarder configured with one CSV line per port."""
+
+__version__ = "1.0.0"

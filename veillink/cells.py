@@ -1,0 +1,196 @@
+"""The text of one cell in, its value out: addresses, ports, and the options that a row may have.
+
+Rule: a cell that is not accepted raises ``ValueError`` with a message for the operator, and nothing else is raised.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import IPv4Address, ip_address
+from typing import Literal
+
+from .model import Address
+
+
+def shown(text: str) -> str:
+    """Return what is quoted from a file as one short printable line, whatever it holds."""
+    start = text[:40].encode("unicode_escape").decode().replace('"', '\\"')
+    return f'"{start}..."' if len(text) > 40 else f'"{start}"'
+
+
+# --- options ---------------------------------------------------------------------------------------------------------
+
+_YEAR = 365 * 24 * 3600
+_MILLISECONDS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000}
+_DURATION = re.compile(r"(0|[1-9][0-9]{0,10})(ms|s|m|h)")
+_WEIGHT = re.compile(r"0|[1-9][0-9]{0,2}|1000")
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds that ``250ms``, ``5s``, ``2m``, ``1h`` or ``0`` stand for.
+
+    Raises:
+        ValueError: anything else, or more than a year; the message says what is accepted.
+    """
+    match = _DURATION.fullmatch("0s" if text == "0" else text)
+    if match and (seconds := int(match[1]) * _MILLISECONDS[match[2]] / 1000) <= _YEAR:
+        return seconds
+    raise ValueError(f"{shown(text)} is not a duration: write 250ms, 5s, 2m, 1h or 0, at most 8760h")
+
+
+def _keepalive(text: str) -> float:
+    seconds = parse_duration(text)
+    if seconds and not 1 <= seconds <= 9 * 3600:  # TCP_KEEPIDLE takes 1 to 32767 seconds
+        raise ValueError(f"{shown(text)} is not between 1s and 9h, nor 0")
+    return seconds
+
+
+def _dns_refresh(text: str) -> float:
+    seconds = parse_duration(text)
+    if seconds < 1:
+        raise ValueError(f"{shown(text)} is less than 1s")
+    return seconds
+
+
+def _weight(text: str) -> int:
+    if not _WEIGHT.fullmatch(text):
+        raise ValueError(f"{shown(text)} is not a whole number from 0 to 1000")
+    return int(text)
+
+
+def _yes_or_no(text: str) -> bool:
+    if text not in ("yes", "no"):
+        raise ValueError(f"{shown(text)} is not yes or no")
+    return text == "yes"
+
+
+def _label(text: str) -> str:
+    if not 1 <= len(text) <= 100 or not text.isprintable():
+        raise ValueError(f"{shown(text)} is not 1 to 100 printable characters")
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One ``option=value`` of a row.
+
+    Args:
+        name: as it is written in a row or over a column.
+        parse: from the value's text; raises ValueError with a message for the operator.
+        scope: whether it belongs to the rule or to the row's target.
+        default: the text of the value it has where no row gives it.
+        help: one line for the manual and the command line.
+    """
+
+    name: str
+    parse: Callable[[str], str | float]
+    scope: Literal["rule", "target"]
+    default: str
+    help: str
+
+
+OPTIONS = (
+    Option("name", _label, "rule", "", "label in logs, metrics and dashboard; without it the listen cell"),
+    Option("weight", _weight, "target", "1", "the target's share of new connections, 0 to 1000; 0 takes none"),
+    Option("backup", _yes_or_no, "target", "no", "yes or no: use the target only when no other can be"),
+    Option("connect_timeout", parse_duration, "rule", "5s", "limit from accept to a connected target; 0 is off"),
+    Option("idle_timeout", parse_duration, "rule", "0", "close after this long without a byte either way; 0 is off"),
+    Option("half_close_timeout", parse_duration, "rule", "5m", "the same once one side has finished; 0 is off"),
+    Option("max_lifetime", parse_duration, "rule", "0", "close after this long, whatever moves; 0 is off"),
+    Option("keepalive", _keepalive, "rule", "60s", "silence before TCP probes a peer, 1s to 9h; 0 is off"),
+    Option("dns_refresh", _dns_refresh, "rule", "30s", "age at which a host name is looked up again, at least 1s"),
+)
+
+
+# --- cells -----------------------------------------------------------------------------------------------------------
+
+_LISTEN = re.compile(r"(?:\[([^]]*:[^]]*)]:|([0-9.]+):)?([^][:]+)")
+_PORT = re.compile(r"[1-9][0-9]{0,4}")
+_INTEGER = re.compile(r"0|-?[1-9][0-9]*")
+_RANGE = re.compile(r"([^-]+)-([^-]+)")
+_NAME_LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
+_NUMERIC = re.compile(r"[0-9]+|0x[0-9a-f]*")
+_ZONE = re.compile(r"[A-Za-z0-9._-]{1,15}")
+_NO_UNIX = "UNIX sockets are not supported yet"
+
+
+def _port(text: str) -> int:
+    if _PORT.fullmatch(text) and int(text) <= 65535:
+        return int(text)
+    fault = "between 1 and 65535" if _INTEGER.fullmatch(text) else "a number from 1 to 65535 in plain digits"
+    raise ValueError(f"port {shown(text)} is not {fault}")
+
+
+def parse_ports(text: str) -> range:
+    """Return the ports of ``8080`` or ``8000-8010``.
+
+    Raises:
+        ValueError: it is neither, or out of 1 to 65535.
+    """
+    match = _RANGE.fullmatch(text)
+    first, last = map(_port, match.groups() if match else (text, text))
+    if match and first >= last:
+        raise ValueError(f"range {shown(text)} does not go up")
+    return range(first, last + 1)
+
+
+def _ip(text: str) -> str:
+    try:
+        address = ip_address(text)
+    except ValueError:
+        raise ValueError(f"{shown(text)} is not an IP address") from None
+    if isinstance(address, IPv4Address):
+        return str(address)
+    zone = address.scope_id
+    if zone is not None and not (_ZONE.fullmatch(zone) and address.is_link_local):
+        raise ValueError(f"{shown(text)} has a zone that is no interface name, or needs none")
+    # To the kernel a mapped address is the IPv4 one; with one spelling no overlap or loop hides.
+    return str(address.ipv4_mapped or address)
+
+
+def parse_listen(text: str) -> tuple[Address, int]:
+    """Return the first address of a listen cell and the number of its ports.
+
+    Raises:
+        ValueError: the form is not one of those in the message.
+    """
+    if text.startswith("unix:"):
+        raise ValueError(_NO_UNIX)
+    match = _LISTEN.fullmatch(text)
+    if not match:
+        forms = "PORT (on every address), IPV4:PORT or [IPV6]:PORT (in brackets)"
+        raise ValueError(f"listen {shown(text)} is not {forms}")
+    host, ports = match[1] or match[2], parse_ports(match[3])
+    return Address(_ip(host) if host else "", ports.start), len(ports)
+
+
+def _name(text: str) -> str:
+    """Return a host name as DNS has it (RFC 1123 section 2.1, RFC 3490)."""
+    try:
+        # The length first: the codec is slow, before 3.11.1 with the square of the length (CVE-2022-45061).
+        name = text.encode("idna").decode().lower() if len(text) <= 254 else ""
+    except UnicodeError:
+        name = ""
+    labels = name.removesuffix(".").split(".")
+    if len(name.removesuffix(".")) > 253 or not all(map(_NAME_LABEL.fullmatch, labels)):
+        raise ValueError(f"host {shown(text)} is neither an IP address nor a host name")
+    if _NUMERIC.fullmatch(labels[-1]):  # getaddrinfo takes 127.1 and 0177.0.0.1 for addresses
+        raise ValueError(f"host {shown(text)} is not an IPv4 address: four numbers, 0 to 255, no leading zeros")
+    return name
+
+
+def parse_host(text: str) -> str:
+    """Return the canonical form of an IP address or host name.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if text.startswith("unix:"):
+        raise ValueError(_NO_UNIX)
+    inside = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    if ":" in inside:
+        return _ip(inside)
+    try:
+        return _ip(text)
+    except ValueError:
+        return _name(text)

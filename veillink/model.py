@@ -1,0 +1,136 @@
+"""The nouns: frozen values that every other module speaks of, with every default in one place."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class End(StrEnum):
+    """Why a connection ended: the word in the access log, the label in metrics, the assertion in tests."""
+
+    CLOSED = "closed"
+    CLIENT_RESET = "client_reset"
+    TARGET_RESET = "target_reset"
+    CONNECT_REFUSED = "connect_refused"
+    CONNECT_TIMEOUT = "connect_timeout"
+    CONNECT_FAILED = "connect_failed"
+    NAME_NOT_FOUND = "name_not_found"
+    NO_TARGET = "no_target"
+    CLIENT_LEFT = "client_left"
+    IDLE_TIMEOUT = "idle_timeout"
+    HALF_CLOSE_TIMEOUT = "half_close_timeout"
+    MAX_LIFETIME = "max_lifetime"
+    DRAINED = "drained"
+    INTERNAL = "internal"
+
+
+class Ended(Exception):  # noqa: N818 - an ending is not an error
+    """A connection has come to a foreseen end.
+
+    Args:
+        end: why.
+        detail: the operating system's word for it (``ECONNRESET``), or nothing.
+    """
+
+    def __init__(self, end: End, detail: str = "") -> None:
+        super().__init__(end, detail)
+        self.end = end
+        self.detail = detail
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Address:
+    """A place to listen on or to connect to.
+
+    Args:
+        host: an IPv4 or IPv6 literal without brackets, a host name, or nothing for every address.
+        port: 1 to 65535; 0 asks the kernel for a free one.
+    """
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        if ":" in self.host:
+            return f"[{self.host}]:{self.port}"
+        return f"{self.host or '*'}:{self.port}"
+
+    @property
+    def is_name(self) -> bool:
+        """Whether the host has to be resolved (a name's last label is never all digits: rules sees to it)."""
+        return ":" not in self.host and not self.host.rpartition(".")[2].isdigit()
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """The limits on a connection's time, in seconds; 0 is off.
+
+    Args:
+        connect_timeout: from accept to a connected target, with the name look-up and every try.
+        idle_timeout: no byte moved in either direction.
+        half_close_timeout: one side has finished, and no byte moved in the other direction.
+        max_lifetime: from accept to the end, whatever moves.
+        keepalive: silence after which TCP asks a peer whether it is still there.
+        dns_refresh: the age at which the addresses of a host name are looked up again.
+    """
+
+    connect_timeout: float = 5.0
+    idle_timeout: float = 0.0
+    half_close_timeout: float = 300.0
+    max_lifetime: float = 0.0
+    keepalive: float = 60.0
+    dns_refresh: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a rule forwards to.
+
+    Args:
+        address: of the first port, where the rule listens on a range.
+        weight: its share of the new connections; 0 takes none.
+        backup: used only when no other target can be.
+        fixed: every listener of a range leads to this one port, not each to its own.
+    """
+
+    address: Address
+    weight: int = 1
+    backup: bool = False
+    fixed: bool = False
+
+    def at(self, offset: int) -> Address:
+        """Return the address for the listener ``offset`` ports into the range."""
+        return self.address if self.fixed else Address(self.address.host, self.address.port + offset)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One ``listen`` cell and all the rows that share it.
+
+    Args:
+        name: its label in logs: the option ``name``, or the ``listen`` cell as written.
+        listen: the first address it listens on.
+        ports: how many ports it listens on, counted from there.
+        targets: at least one, in the order of their rows.
+        timeouts: the limits on each of its connections.
+        line: of its first row. Two rules that differ only here are equal.
+    """
+
+    name: str
+    listen: Address
+    ports: int
+    targets: tuple[Target, ...]
+    timeouts: Timeouts = Timeouts()
+    line: int = field(default=0, compare=False)
+
+    def listens(self) -> Iterator[tuple[Address, int]]:
+        """Yield every address the rule listens on, with its offset in the range."""
+        for offset in range(self.ports):
+            yield Address(self.listen.host, self.listen.port + offset), offset
+
+
+@dataclass(frozen=True, slots=True)
+class RuleSet:
+    """Everything one configuration file asks for: rules whose listen addresses do not overlap."""
+
+    rules: tuple[Rule, ...] = ()

@@ -1,0 +1,389 @@
+"""CSV text in, rules and every problem of the text out; and how two sets of rules differ.
+
+Rule 1: whatever the bytes, nothing is raised. Rule 2: a row with a problem is left out whole, and the others stay.
+Rule 3: of two rows that cannot both stand, the earlier one stays.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, TypeVar
+
+from .cells import OPTIONS, parse_host, parse_listen, parse_ports, shown
+from .model import Address, Rule, RuleSet, Target, Timeouts
+
+MAX_FILE = 16 * 1024 * 1024  # bytes
+MAX_LINE = 64 * 1024  # bytes
+MAX_ROWS = 65_536  # lines of a file, blank ones and comments included
+MAX_LISTENERS = 65_536  # ports that all rules together listen on
+MAX_PROBLEMS = 10_000  # listed: 16 MiB of some other CSV would have millions
+
+_BOM = b"\xef\xbb\xbf"
+_DEFAULTS = Timeouts()
+_T = TypeVar("_T")
+_OPTION = {option.name: option for option in OPTIONS}
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Problem:
+    """What is wrong in a configuration file, and where.
+
+    Args:
+        line: from 1; 0 is the file as a whole.
+        column: number of the cell in its line, from 1.
+        message: one short printable line; what it quotes from the file is escaped.
+    """
+
+    line: int
+    column: int
+    message: str
+
+    def at(self, file: str) -> str:
+        """Return the problem as the operator reads it: ``config.csv:12:3: port "70000" is not …``."""
+        return f"{file}:{self.line}:{self.column}: {self.message}" if self.line else f"{file}: {self.message}"
+
+
+# --- lines -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True, eq=False)
+class _Line:
+    number: int
+    problems: list[Problem]
+    good: bool = True
+
+    def fault(self, column: int, message: str) -> None:
+        self.good = False
+        if len(self.problems) < MAX_PROBLEMS:
+            self.problems.append(Problem(self.number, column, message))
+
+    def attempt(self, column: int, parse: Callable[[str], _T], text: str, prefix: str = "") -> _T | None:
+        try:
+            return parse(text)
+        except ValueError as error:
+            self.fault(column, f"{prefix}{error}")
+            return None
+
+
+class _Given(NamedTuple):
+    value: Any  # what the option's parser returned
+    line: int
+    column: int
+
+
+class _Row(NamedTuple):
+    line: _Line
+    cell: str
+    listen: Address
+    ports: int
+    target: Target
+    given: dict[str, _Given]  # the options of the rule
+
+
+# Possessive (++, *+): otherwise one stray quote in a long line costs the square of its length.
+_CELL = re.compile(r'[ \t]*+(?:"((?:[^"]++|"")*+)"[ \t]*+|([^",]*+))(,|\Z)')
+
+
+def _cells(line: _Line, raw: bytes) -> list[str]:
+    """Return the cells of a line (RFC 4180 section 2, and blanks around quotes); none if there is nothing to read."""
+    if len(raw) > MAX_LINE:
+        line.fault(1, f"the line is longer than {MAX_LINE // 1024} KiB")
+        return []
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        line.fault(1, f"not UTF-8: byte {error.start + 1} of the line is 0x{raw[error.start]:02x}")
+        return []
+    cells: list[str] = []
+    end, comma = 0, "" if text.lstrip(" \t").startswith("#") else ","
+    while comma:
+        match = _CELL.match(text, end)
+        if not match:
+            line.fault(len(cells) + 1, "a quote is not closed, or there is text beside a quoted cell")
+            return []
+        quoted, plain, comma = match.groups()
+        cells.append((plain if quoted is None else quoted.replace('""', '"')).strip(" \t"))
+        end = match.end()
+    return cells if any(cells) else []
+
+
+def _unknown(name: str) -> str:
+    return f"unknown option {shown(name)}; there are {', '.join(_OPTION)}"
+
+
+def _header(line: _Line, cells: list[str]) -> dict[int, str]:
+    """Return the options that the header names, by number of the column; a faulty name leaves an empty one."""
+    columns: dict[int, str] = {}
+    for column, name in enumerate(cells[3:], 4):
+        good = name in _OPTION and name not in columns.values()
+        if name and not good:
+            line.fault(column, f"{name} is given twice" if name in _OPTION else _unknown(name))
+        if name:
+            columns[column] = name if good else ""
+    return columns
+
+
+def _options(line: _Line, cells: list[str], columns: dict[int, str]) -> dict[str, _Given]:
+    given: dict[str, _Given] = {}
+    for column, cell in enumerate(cells[3:], 4):
+        name, equals, text = cell.partition("=")
+        if column in columns:
+            name, equals, text = columns[column], "=", cell
+        name, text = name.strip(" \t"), text.strip(" \t")
+        if not cell or columns.get(column) == "":
+            continue
+        if not equals:
+            line.fault(column, f"{shown(cell)} is not option=value")
+        elif name not in _OPTION:
+            line.fault(column, _unknown(name))
+        elif name in given:
+            line.fault(column, f"{name} is given twice")
+        else:
+            value = line.attempt(column, _OPTION[name].parse, text, f"{name}: ")
+            given[name] = _Given(value, line.number, column)
+    return given
+
+
+def _row(line: _Line, cells: list[str], columns: dict[int, str]) -> _Row | None:
+    if len(cells) < 3:
+        line.fault(len(cells), "a row begins with three cells: listen,host,port")
+        return None
+    listen = line.attempt(1, parse_listen, cells[0])
+    host = line.attempt(2, parse_host, cells[1])
+    ports = line.attempt(3, parse_ports, cells[2])
+    given = _options(line, cells, columns)
+    if listen and ports and len(ports) not in (1, listen[1]):
+        line.fault(3, f"range {shown(cells[2])} has {len(ports)} ports, but listen has {listen[1]}")
+    if not (line.good and listen and host and ports):
+        return None
+    of_target = {name: given.pop(name).value for name in list(given) if _OPTION[name].scope == "target"}
+    target = Target(Address(host, ports.start), fixed=len(ports) < listen[1], **of_target)
+    return _Row(line, cells[0], *listen, target, given)
+
+
+_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_ -]*")
+
+
+def _rows(lines: Iterable[bytes], problems: list[Problem]) -> Iterator[_Row]:
+    columns: dict[int, str] | None = None
+    for number, raw in enumerate(lines, 1):
+        line = _Line(number, problems)
+        cells = _cells(line, raw)
+        if cells and columns is None and _WORD.fullmatch(cells[0]):
+            columns = _header(line, cells)
+        elif cells:
+            columns = columns or {}
+            row = _row(line, cells, columns)
+            if row:
+                yield row
+
+
+# --- rows together ---------------------------------------------------------------------------------------------------
+
+# A listener takes its ports under some hosts, and must not find them taken under some others: each conflict is found
+# in one look-up, however many addresses there are. *4 and *6 are any address of the family; no host is spelled so.
+_TAKES = {"": ("0.0.0.0", "::", "*4", "*6"), "0.0.0.0": ("0.0.0.0", "*4"), "::": ("::", "*6")}
+_EXCLUDES = {"": ("*4", "*6"), "0.0.0.0": ("*4",), "::": ("*6",)}
+
+
+@dataclass(slots=True, eq=False)
+class _Group:
+    """The rows of one rule, by target, and the options they agree on."""
+
+    first: _Row
+    rows: dict[tuple[Address, bool], _Row] = field(default_factory=dict)
+    given: dict[str, _Given] = field(default_factory=dict)
+
+    def add(self, row: _Row) -> None:
+        key = (row.target.address, row.target.fixed)
+        if key in self.rows:
+            row.line.fault(2, f"the same target as in line {self.rows[key].line.number}")
+        for name, mine in row.given.items():
+            other = self.given.get(name, mine)
+            if other.value != mine.value:
+                row.line.fault(mine.column, f"{name} is not the same as in line {other.line}")
+        if row.line.good:
+            self.rows[key] = row
+            self.given = row.given | self.given
+
+
+_Taken = dict[str, dict[int, _Group]]  # by host and port
+
+
+def _take(taken: _Taken, group: _Group) -> None:
+    listen, ports = group.first.listen, group.first.ports
+    for host in _TAKES.get(listen.host, (listen.host, "*6" if ":" in listen.host else "*4")):
+        taken.setdefault(host, {}).update(dict.fromkeys(range(listen.port, listen.port + ports), group))
+
+
+def _refusal(row: _Row, taken: _Taken, listeners: int) -> str:
+    listen, ports = row.listen, range(row.listen.port, row.listen.port + row.ports)
+    for host in _EXCLUDES.get(listen.host, (listen.host, "::" if ":" in listen.host else "0.0.0.0")):
+        groups = taken.get(host, {})
+        port = next((port for port in ports if port in groups), 0)
+        if port:
+            return f"overlaps with line {groups[port].first.line.number}: port {port} is taken there"
+    too_many = listeners + row.ports > MAX_LISTENERS
+    return f"with this row the file asks for more than {MAX_LISTENERS} listeners" if too_many else ""
+
+
+def _gather(rows: Iterable[_Row]) -> tuple[list[_Group], _Taken]:
+    groups: dict[tuple[Address, int], _Group] = {}
+    taken: _Taken = {}
+    listeners = 0
+    for row in rows:
+        key = (row.listen, row.ports)
+        if key not in groups:
+            refusal = _refusal(row, taken, listeners)
+            if refusal:
+                row.line.fault(1, refusal)
+                continue
+            groups[key] = _Group(row)
+            listeners += row.ports
+            _take(taken, groups[key])
+        groups[key].add(row)
+    return list(groups.values()), taken
+
+
+# --- loops -----------------------------------------------------------------------------------------------------------
+
+_LOCAL4, _LOCAL6 = ("127.0.0.1", "0.0.0.0"), ("::1", "::")
+_REACHES = {"localhost": _LOCAL4 + _LOCAL6, "0.0.0.0": _LOCAL4, "::1": _LOCAL6, "::": _LOCAL6}
+
+_Node = tuple[_Group, int]  # one listener: the group, and how far into its range
+_Ways = Iterator[tuple[_Row, _Node]]  # the listeners that a listener's connections come to, and by which rows
+_Path = dict[_Node, tuple[_Row | None, _Ways]]  # how each listener was come to, and the ways on not yet tried
+
+
+def _reaches(address: Address) -> tuple[str, ...]:
+    """Return the listen hosts that take a connection to the address, as far as can be known without asking DNS."""
+    host = address.host.removesuffix(".")
+    if host.startswith("127.") and not address.is_name:
+        return (host, "0.0.0.0")
+    return _REACHES.get(host, (host,))
+
+
+def _refuse_loops(groups: list[_Group], taken: _Taken) -> None:
+    local = {
+        group: [row for row in group.rows.values() if any(map(taken.get, _reaches(row.target.address)))]
+        for group in groups
+    }
+
+    def ways(node: _Node) -> _Ways:
+        group, offset = node
+        for row in local[group]:
+            address = row.target.at(offset)
+            for host in _reaches(address):
+                other = taken.get(host, {}).get(address.port)
+                if other:
+                    yield row, (other, address.port - other.first.listen.port)
+
+    done: set[_Node] = set()
+    for group in groups:
+        for offset in range(group.first.ports if local[group] else 0):
+            _walk((group, offset), ways, done)
+
+
+def _walk(start: _Node, ways: Callable[[_Node], _Ways], done: set[_Node]) -> None:
+    """Go depth first from a listener, refusing a row of each loop (no recursion: a chain has any length)."""
+    path: _Path = {start: (None, ways(start))}
+    while path:
+        here, (_, onward) = next(reversed(path.items()))
+        row, there = next(onward, (None, here))
+        if row is None:
+            done.add(here)
+            del path[here]
+        elif row.line.good and there in path:
+            _break(path, row, there)
+        elif row.line.good and there not in done:
+            path[there] = row, ways(there)
+
+
+def _break(path: _Path, closing: _Row, there: _Node) -> None:
+    """Refuse the last row of the loop that leads from ``there`` along the path and back, and what hangs on it."""
+    nodes = list(path)
+    came = [row for row, _ in path.values()]
+    loop = {row.line.number: row for row in [*came[nodes.index(there) + 1 :], closing] if row}
+    last = loop.pop(max(loop))
+    through = ", ".join(map(str, sorted(loop)[:5])) + (f" and {len(loop) - 5} more" if len(loop) > 5 else "")
+    last.line.fault(2, "forwards to its own listener" + (f" through line {through}" if loop else ""))
+    for node in nodes[came.index(last) if last in came else len(nodes) :]:
+        del path[node]
+
+
+# --- all of it -------------------------------------------------------------------------------------------------------
+
+
+def _line_ends(data: bytes) -> int:
+    return data.count(b"\n") + data.count(b"\r") - data.count(b"\r\n")
+
+
+def _unreadable(data: bytes) -> Problem | None:
+    if len(data) > MAX_FILE:
+        return Problem(0, 0, f"the file is larger than {MAX_FILE // 1024 // 1024} MiB")
+    if b"\0" in data:
+        return Problem(_line_ends(data[: data.index(0)]) + 1, 1, "not a text file in UTF-8: it has a NUL byte")
+    if _line_ends(data.rstrip(b"\r\n")) >= MAX_ROWS:
+        return Problem(0, 0, f"the file has more than {MAX_ROWS} lines")
+    return None
+
+
+def _rule(group: _Group, defaults: Timeouts) -> Iterator[Rule]:
+    rows = [row for row in group.rows.values() if row.line.good]
+    if rows:
+        given = {name: option.value for row in rows for name, option in row.given.items()}
+        name, targets = given.pop("name", rows[0].cell), tuple(row.target for row in rows)
+        timeouts = replace(defaults, **given)
+        yield Rule(name, rows[0].listen, rows[0].ports, targets, timeouts, rows[0].line.number)
+
+
+def parse(data: bytes, defaults: Timeouts = _DEFAULTS) -> tuple[RuleSet, tuple[Problem, ...]]:
+    """Read a configuration file.
+
+    Args:
+        data: the file's bytes; of a longer file ``MAX_FILE + 1`` are enough.
+        defaults: the limits, in seconds, that a rule has where no row gives its own.
+
+    Returns:
+        The rules of the rows without a problem, and all problems in line order.
+    """
+    unreadable = _unreadable(data)
+    if unreadable:
+        return RuleSet(), (unreadable,)
+    problems: list[Problem] = []
+    lines = data.removeprefix(_BOM).rstrip(b"\r\n").splitlines()
+    groups, taken = _gather(_rows(lines, problems))
+    _refuse_loops(groups, taken)
+    if len(problems) == MAX_PROBLEMS:
+        problems[-1] = replace(problems[-1], message=f"no more than {MAX_PROBLEMS} problems are listed")
+    return RuleSet(tuple(rule for group in groups for rule in _rule(group, defaults))), tuple(sorted(problems))
+
+
+@dataclass(frozen=True, slots=True)
+class Diff:
+    """How one set of rules differs from an older one; rules are the same by ``(listen, ports)``.
+
+    Args:
+        added: rules that are only in the new set.
+        removed: rules that are only in the old set.
+        changed: the new form of rules that are in both and differ.
+        same: the new form of rules that are in both and do not differ.
+    """
+
+    added: tuple[Rule, ...]
+    removed: tuple[Rule, ...]
+    changed: tuple[Rule, ...]
+    same: tuple[Rule, ...]
+
+
+def diff(old: RuleSet, new: RuleSet) -> Diff:
+    """Compare two sets of rules, each in its own order."""
+    before = {(rule.listen, rule.ports): rule for rule in old.rules}
+    after = {(rule.listen, rule.ports): rule for rule in new.rules}
+    kept = [(before[key], rule) for key, rule in after.items() if key in before]
+    return Diff(
+        added=tuple(rule for key, rule in after.items() if key not in before),
+        removed=tuple(rule for key, rule in before.items() if key not in after),
+        changed=tuple(rule for was, rule in kept if was != rule),
+        same=tuple(rule for was, rule in kept if was == rule),
+    )
