@@ -1,0 +1,163 @@
+"""The command line: options, wiring, exit codes."""
+
+import os
+from argparse import ArgumentTypeError, BooleanOptionalAction, Namespace
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any, Final
+
+import configargparse
+
+from . import __version__
+from .cells import OPTIONS, parse_duration
+from .daemon import Settings, read_rules, run
+from .log import LEVELS, Log
+from .model import Rule, Target, Timeouts
+
+_EPILOG: Final = (
+    "Exit codes: 0 stopped and drained, or --check found no problem; 1 a problem, nothing could be started, or the "
+    "drain was cut short; 2 wrong usage. Signals: TERM and INT drain and stop, a second one cuts at once; HUP reads "
+    "the rules again; USR1 writes the state to the log."
+)
+
+
+def _as_argument(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Return ``parse`` with its messages kept: argparse shows only those of ArgumentTypeError."""
+
+    def converted(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise ArgumentTypeError(str(error)) from None
+
+    return converted
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise ValueError(f"{text!r} is not a whole number")
+    return int(text)
+
+
+def parser() -> configargparse.ArgumentParser:
+    """Return the parser of the command line, of ``VEILLINK_…`` in the environment and of the settings file."""
+    parser = configargparse.ArgumentParser(
+        prog="veillink",
+        description="Forward TCP connections as the rules in a CSV file say.",
+        epilog=_EPILOG,
+        auto_env_var_prefix="VEILLINK_",
+        add_env_var_help=False,
+        add_config_file_help=False,
+        allow_abbrev=False,
+    )
+    duration = _as_argument(parse_duration)
+    add = parser.add_argument
+    add("--config", default="config.csv", metavar="PATH", help="the rules (default: %(default)s)")
+    add("--check", action="store_true", help="print the rules as understood and every problem, and exit")
+    add("--strict", action="store_true", help="do not start while the rules have any problem")
+    add("--drain-timeout", type=duration, default="30s", metavar="TIME", help="for stopping (default: %(default)s)")
+    add(
+        "--max-connections",
+        type=_as_argument(_count),
+        default=0,
+        metavar="N",
+        help="hold at most so many at a time; 0 as many as descriptors allow (default)",
+    )
+    add("--log-format", choices=("text", "json"), default="text", help="of every line (default: %(default)s)")
+    add("--log-level", choices=LEVELS, default="info", help="least level that is written (default: %(default)s)")
+    add("--access-log", action=BooleanOptionalAction, default=True, help="a line for each connection when it ends")
+    defaults = parser.add_argument_group("defaults for rules; a row's option of the same name goes before")
+    for option in OPTIONS:
+        if option.name in _timeout_names():
+            defaults.add_argument(
+                f"--{option.name.replace('_', '-')}",
+                type=_as_argument(option.parse),
+                default=option.default,
+                metavar="TIME",
+                help=f"{option.help} (default: %(default)s)",
+            )
+    add(
+        "--settings",
+        is_config_file=True,
+        env_var="VEILLINK_SETTINGS",
+        metavar="PATH",
+        help="file with these options as 'drain-timeout = 30s'",
+    )
+    add("--version", action="version", version=f"veillink {__version__}")
+    return parser
+
+
+def _timeout_names() -> frozenset[str]:
+    return frozenset(field.name for field in fields(Timeouts))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run VeilLink and return its exit code.
+
+    Args:
+        arguments: of the command line, without the program's name.
+
+    Raises:
+        SystemExit: 2 for wrong usage, 0 after ``--help`` and ``--version``.
+    """
+    _open_standard_streams()
+    options = parser().parse_args(arguments)
+    timeouts = Timeouts(**{name: getattr(options, name) for name in _timeout_names()})
+    if options.check:
+        return _check(options.config, timeouts)
+    return _run(options, timeouts)
+
+
+def _run(options: Namespace, timeouts: Timeouts) -> int:
+    settings = Settings(
+        config=options.config,
+        strict=options.strict,
+        drain_timeout=options.drain_timeout,
+        max_connections=options.max_connections,
+        timeouts=timeouts,
+    )
+    log = Log(json_lines=options.log_format == "json", level=options.log_level, access=options.access_log)
+    try:
+        return run(settings, log)
+    finally:
+        log.close()
+
+
+def _check(path: str, timeouts: Timeouts) -> int:
+    rules, problems = read_rules(path, timeouts)
+    for rule in rules.rules:
+        print(_describe(rule))
+    for problem in problems:
+        print(problem.at(path))
+    print(f"{path}: {len(rules.rules)} rules, {len(problems)} problems")
+    return 1 if problems else 0
+
+
+def _describe(rule: Rule) -> str:
+    listen = f"{rule.listen}" + (f"-{rule.listen.port + rule.ports - 1}" if rule.ports > 1 else "")
+    targets = ", ".join(_describe_target(target, rule.ports) for target in rule.targets)
+    limits = [
+        f"{field.name}={_shown(getattr(rule.timeouts, field.name))}"
+        for field in fields(Timeouts)
+        if getattr(rule.timeouts, field.name) != field.default
+    ]
+    return " ".join([f"{rule.name}: {listen} -> {targets}", *limits])
+
+
+def _describe_target(target: Target, ports: int) -> str:
+    last = f"-{target.at(ports - 1).port}" if target.at(ports - 1) != target.address else ""
+    weight = f" weight={target.weight}" if target.weight != 1 else ""
+    return f"{target.address}{last}{weight}" + (" backup" if target.backup else "")
+
+
+def _shown(seconds: float) -> str:
+    return f"{seconds:g}s" if seconds else "0"
+
+
+def _open_standard_streams() -> None:
+    """Open what the parent has closed: otherwise a socket becomes descriptor 1 and gets the log."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)

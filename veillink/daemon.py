@@ -1,0 +1,216 @@
+"""Be one process: start the rules, heed signals, drain, leave.
+
+Rule: signal handlers only leave a note; the main greenlet reads the notes and acts, one at a time.
+"""
+
+import errno
+import os
+import resource
+import signal
+import stat
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from gevent.event import Event
+from gevent.hub import get_hub
+
+from . import __version__
+from .log import Log
+from .model import RuleSet, Timeouts
+from .net import raise_fd_limit
+from .rules import MAX_FILE, Problem, parse
+from .server import FD_RESERVE, Server
+
+_STOP: Final = "stop"
+_RELOAD: Final = "reload"
+_DUMP: Final = "dump"
+_SIGNALS: Final = {
+    signal.SIGTERM: _STOP,
+    signal.SIGINT: _STOP,
+    signal.SIGHUP: _RELOAD,
+    signal.SIGUSR1: _DUMP,
+}
+
+# How long cut connections get to close and write their access line, in seconds.
+_CUT_TIME: Final = 0.3
+_DRAIN_LOOK: Final = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the command line asks for; the fields are its options."""
+
+    config: str
+    strict: bool
+    drain_timeout: float
+    max_connections: int
+    timeouts: Timeouts
+
+
+def read_rules(path: str, defaults: Timeouts) -> tuple[RuleSet, tuple[Problem, ...]]:
+    """Read and parse the rules' file. A file that cannot be read is a problem like any other.
+
+    Args:
+        path: of a regular file of at most ``rules.MAX_FILE`` bytes.
+        defaults: for what the file leaves open.
+    """
+    try:
+        data = _read(path)
+    except OSError as error:
+        return RuleSet(), (Problem(0, 0, f"cannot be read: {error.strerror}"),)
+    return parse(data, defaults)
+
+
+def _read(path: str) -> bytes:
+    # Without O_NONBLOCK opening a FIFO waits for its writer.
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # noqa: PTH123
+        mode = os.fstat(file.fileno()).st_mode
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "it is a directory" if stat.S_ISDIR(mode) else "it is no regular file")
+        return file.read(MAX_FILE + 1)
+
+
+class _Inbox:
+    """Notes from signal handlers. A second reload waiting would do nothing that the first does not; stops all count."""
+
+    def __init__(self) -> None:
+        self._notes: deque[str] = deque()
+        self._came = Event()
+        self._watchers = [get_hub().loop.signal(number) for number in _SIGNALS]
+        for watcher, note in zip(self._watchers, _SIGNALS.values(), strict=True):
+            watcher.start(self._leave, note)
+
+    def _leave(self, note: str) -> None:
+        if note == _STOP or note not in self._notes:
+            self._notes.append(note)
+            self._came.set()
+
+    def take(self, timeout: float | None = None) -> str | None:
+        """Return the oldest note, or ``None`` after ``timeout`` seconds without one."""
+        if not self._notes:
+            self._came.clear()
+            self._came.wait(timeout)
+        return self._notes.popleft() if self._notes else None
+
+
+def run(settings: Settings, log: Log) -> int:
+    """Be a VeilLink process until it is told to stop.
+
+    Returns:
+        The exit code: 0 stopped and drained, 1 nothing could be started or the drain was cut short.
+    """
+    inbox = _Inbox()
+    rules, problems = read_rules(settings.config, settings.timeouts)
+    _warn_about_file(settings.config, log)
+    _report(problems, settings.config, log)
+    if problems and settings.strict:
+        log.error(f"not started: {settings.config} has problems and --strict was given")
+        return 1
+    server = Server(log, settings.config, raise_fd_limit(), settings.max_connections)
+    log.info(f"VeilLink {__version__} starts", pid=os.getpid(), config=settings.config, rules=len(rules.rules))
+    server.apply(rules)
+    if not server.listeners:
+        log.error("not started: no rule could be started")
+        return 1
+    if server.gate.limit < 1:
+        needed = len(server.listeners) + FD_RESERVE + 2
+        log.error(f"not started: {needed} file descriptors are needed at least; raise the limit (ulimit -n)")
+        return 1
+    _announce(server, settings, log)
+    while (note := inbox.take()) != _STOP:
+        if note == _RELOAD:
+            _reload(server, settings, log)
+        elif note == _DUMP:
+            _dump(server, log)
+    return _drain(server, inbox, settings.drain_timeout, log)
+
+
+def _report(problems: tuple[Problem, ...], path: str, log: Log) -> None:
+    for problem in problems:
+        log.error(problem.at(path))
+
+
+def _announce(server: Server, settings: Settings, log: Log) -> None:
+    for rule in server.rules.rules:
+        last = f"-{rule.listen.port + rule.ports - 1}" if rule.ports > 1 else ""
+        targets = ",".join(str(target.address) for target in rule.targets)
+        log.info("rule", name=rule.name, listen=f"{rule.listen}{last}", targets=targets)
+    off = [name for name in ("idle_timeout", "max_lifetime") if not getattr(settings.timeouts, name)]
+    if off:
+        log.warning(f"by default these limits are off: {', '.join(off)}; a silent connection may stay for ever")
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    log.info("ready", listeners=len(server.listeners), max_connections=server.gate.limit, file_descriptors=soft)
+
+
+def _reload(server: Server, settings: Settings, log: Log) -> None:
+    """Apply the file as it is now; with any problem in it, what runs goes on: a typo never takes a rule away."""
+    rules, problems = read_rules(settings.config, settings.timeouts)
+    if not rules.rules and not problems:
+        problems = (Problem(0, 0, "has no rule"),)
+    if problems:
+        _report(problems, settings.config, log)
+        log.error("not reloaded: the rules stay as they were", config=settings.config, problems=len(problems))
+        return
+    server.apply(rules)
+    log.info("reloaded", config=settings.config, rules=len(rules.rules), listeners=len(server.listeners))
+
+
+def _dump(server: Server, log: Log) -> None:
+    """Log what runs: each rule with its totals, each listener that is down, each live connection."""
+    log.info("state", connections=server.gate.taken, max_connections=server.gate.limit, log_lines_dropped=log.dropped)
+    for name, totals in server.ledger.totals.items():
+        ends = ",".join(f"{end}:{count}" for end, count in totals.ends.items())
+        log.info(
+            "state of rule",
+            rule=name,
+            ended=totals.connections,
+            bytes_in=totals.bytes_in,
+            bytes_out=totals.bytes_out,
+            ends=ends,
+        )
+    for address, reason in server.down.items():
+        log.info("state of listener", listen=address, down=reason)
+    now = time.monotonic()
+    for entry in server.ledger.live.values():
+        log.info(
+            "state of connection",
+            id=entry.number,
+            rule=entry.rule,
+            client=entry.client,
+            target=entry.target,
+            bytes_in=entry.inbound.bytes,
+            bytes_out=entry.outbound.bytes,
+            age_s=round(now - entry.opened, 1),
+        )
+
+
+def _drain(server: Server, inbox: _Inbox, timeout: float, log: Log) -> int:
+    """Stop accepting, let connections finish, cut those that do not. A second stop cuts at once."""
+    server.stop_accepting()
+    log.info("stopping", connections=server.gate.taken, drain_timeout=timeout)
+    until = time.monotonic() + timeout
+    while server.gate.taken and time.monotonic() < until:
+        if inbox.take(_DRAIN_LOOK) == _STOP:
+            break
+    left = server.gate.taken
+    if left:
+        log.warning("drain cut short", connections=left)
+        server.cut()
+        until = time.monotonic() + _CUT_TIME
+        while server.gate.taken and time.monotonic() < until:
+            inbox.take(_DRAIN_LOOK)
+    log.info("stopped")
+    return 1 if left else 0
+
+
+def _warn_about_file(path: str, log: Log) -> None:
+    """Warn of a rules' file that anybody on this host may change."""
+    try:
+        mode = Path(path).stat().st_mode
+    except OSError:
+        return
+    if mode & stat.S_IWOTH:
+        log.warning(f"{path}: everybody on this host may change it; chmod o-w {path}")

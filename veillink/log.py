@@ -1,0 +1,195 @@
+"""Text or JSON lines on stdout, from a bounded queue that a native thread empties.
+
+Rule: whoever logs never waits. A reader that stopped, a closed pipe or a full disk cost log lines, which are counted,
+and nothing else.
+"""
+
+import json
+import os
+import queue
+import select
+import threading
+import time
+from typing import Any, Final
+
+from gevent.hub import get_hub
+
+LEVELS: Final = ("debug", "info", "warning", "error")
+
+# 10,000 lines of about 250 bytes: what a stuck reader may cost in memory.
+_QUEUE_LINES: Final = 10_000
+_BATCH_LINES: Final = 1000
+# A wake-up for every line would make the loop and the writer fight for the GIL: gather for so many seconds.
+_GATHER: Final = 0.01
+_LONGEST_VALUE: Final = 300
+
+
+def escape(value: object) -> str:
+    """Return a value as one word of a text line: quoted where it must be, printable ASCII, at most 300 characters."""
+    if value is None:
+        return "-"
+    text = str(value)
+    if len(text) > _LONGEST_VALUE:
+        text = text[:_LONGEST_VALUE] + "..."
+    if text and text.isascii() and text.isprintable() and not any(c in text for c in ' "=\\'):
+        return text
+    return json.dumps(text)
+
+
+def _cut(value: object) -> object:
+    if isinstance(value, str) and len(value) > _LONGEST_VALUE:
+        return value[:_LONGEST_VALUE] + "..."
+    return value
+
+
+class Log:
+    """The process's log.
+
+    Args:
+        json_lines: one JSON object a line instead of text.
+        level: the least of ``LEVELS`` that is written.
+        access: whether connections get their access line.
+        fd: the descriptor to write to.
+    """
+
+    def __init__(self, *, json_lines: bool = False, level: str = "info", access: bool = True, fd: int = 1) -> None:
+        self._json = json_lines
+        self._level = LEVELS.index(level)
+        self._access = access and self._level <= LEVELS.index("info")
+        self._fd = fd
+        self._queue: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._suppressed: dict[tuple[str, str], int] = {}
+        self._second = (0, "")
+        self._refused = 0
+        self._unwritten = 0
+        self._writer = threading.Thread(target=self._write_all, name="log", daemon=True)
+        self._writer.start()
+
+    def debug(self, message: str, **fields: object) -> None:
+        """Log what helps to find a fault in VeilLink itself."""
+        self._line("debug", message, fields)
+
+    def info(self, message: str, **fields: object) -> None:
+        """Log what an operator may want to know."""
+        self._line("info", message, fields)
+
+    def warning(self, message: str, **fields: object) -> None:
+        """Log what an operator should look at."""
+        self._line("warning", message, fields)
+
+    def error(self, message: str, **fields: object) -> None:
+        """Log what an operator has to mend."""
+        self._line("error", message, fields)
+
+    def limited(self, message: str, about: str, **fields: object) -> None:
+        """Warn, but of the same thing only once a second; then say how often it was suppressed.
+
+        Args:
+            message: what happened.
+            about: what it happened to; with the message it makes "the same thing".
+            fields: the details.
+        """
+        key = (message, about)
+        if key in self._suppressed:
+            self._suppressed[key] += 1
+            return
+        self._suppressed[key] = 0
+        self.warning(message, **fields)
+        timer = get_hub().loop.timer(1.0, ref=False)
+        timer.start(self._unlimit, key, timer)
+
+    def _unlimit(self, key: tuple[str, str], timer: Any) -> None:
+        timer.close()
+        count = self._suppressed.pop(key)
+        if count:
+            self.warning(f"{key[0]}: {count} suppressed", about=key[1])
+
+    def access(self, fields: dict[str, object]) -> None:
+        """Write the one line that a connection gets when it ends."""
+        if not self._access:
+            return
+        if self._json:
+            self._put(json.dumps({"time": self._now()} | {key: _cut(value) for key, value in fields.items()}))
+        else:
+            self._put(f"time={self._now()} " + " ".join(f"{key}={escape(value)}" for key, value in fields.items()))
+
+    def _line(self, level: str, message: str, fields: dict[str, object]) -> None:
+        if LEVELS.index(level) < self._level:
+            return
+        if self._json:
+            whole = {"time": self._now(), "level": level, "message": message} | fields
+            self._put(json.dumps({key: _cut(value) for key, value in whole.items()}, default=str))
+        else:
+            words = [f"{key}={escape(value)}" for key, value in fields.items()]
+            self._put(" ".join([self._now(), level, _printable(message), *words]))
+
+    def _now(self) -> str:
+        now = time.time()
+        second = int(now)
+        if second != self._second[0]:
+            self._second = (second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)))
+        return f"{self._second[1]}.{int((now - second) * 1000):03d}Z"
+
+    def _put(self, line: str) -> None:
+        if self._queue.qsize() < _QUEUE_LINES:
+            self._queue.put(line)
+        else:
+            self._refused += 1
+
+    @property
+    def dropped(self) -> int:
+        """Lines lost so far because they could not be written, or not in time."""
+        return self._refused + self._unwritten
+
+    def close(self, timeout: float = 1.0) -> None:
+        """Write what is queued, for ``timeout`` seconds at most."""
+        self._queue.put(None)
+        self._writer.join(timeout)
+
+    def _write_all(self) -> None:
+        reported = 0
+        torn = b""
+        closing = False
+        while not closing:
+            batch = self._gather()
+            closing = None in batch
+            lines = [line for line in batch if line is not None]
+            dropped = self.dropped
+            notice = [self._dropped_line(dropped - reported)] if dropped > reported else []
+            if _write(self._fd, torn + "\n".join([*notice, *lines, ""]).encode()):
+                reported, torn = dropped, b""
+            else:
+                self._unwritten += len(lines)
+                torn = b"\n"  # part of a line may have been written: the next one starts afresh
+
+    def _gather(self) -> list[str | None]:
+        batch = [self._queue.get()]
+        if batch[0] is not None:
+            time.sleep(_GATHER)
+        while len(batch) < _BATCH_LINES and not self._queue.empty():
+            batch.append(self._queue.get())
+        return batch
+
+    def _dropped_line(self, count: int) -> str:
+        message = f"{count} log lines dropped"
+        if self._json:
+            return json.dumps({"time": self._now(), "level": "warning", "message": message})
+        return f"{self._now()} warning {message}"
+
+
+def _printable(message: str) -> str:
+    if message.isascii() and message.isprintable():
+        return message
+    return json.dumps(message)[1:-1]
+
+
+def _write(fd: int, data: bytes) -> bool:
+    """Write all of it and return whether that worked."""
+    while data:
+        try:
+            data = data[os.write(fd, data) :]
+        except BlockingIOError:  # a terminal or pipe that somebody else has set to non-blocking
+            select.select([], [fd], [])
+        except OSError:
+            return False
+    return True

@@ -1,0 +1,132 @@
+"""Serve one client, from first byte to last, and enter it in the ledger.
+
+Rule: every ending passes through ``serve``; whatever happens, both sockets are closed and the entry is closed once.
+"""
+
+import _socket
+import time
+import traceback
+from dataclasses import dataclass
+from typing import Any, Final
+
+from gevent.hub import get_hub, getcurrent
+
+from .ledger import Entry, Ledger
+from .log import Log
+from .model import Address, End, Ended, Rule
+from .net import Stream
+from .relay import Patience, Relay
+from .upstream import Route, connect
+
+_SILENCE: Final = frozenset({End.IDLE_TIMEOUT, End.HALF_CLOSE_TIMEOUT})
+_CONNECT_FAILURES: Final = frozenset(
+    {
+        End.CONNECT_REFUSED,
+        End.CONNECT_TIMEOUT,
+        End.CONNECT_FAILED,
+        End.NAME_NOT_FOUND,
+        End.NO_TARGET,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What a rule needs at run time, built whole before it is used. A connection keeps the one it began with."""
+
+    rule: Rule
+    route: Route
+    ledger: Ledger
+    patience: Patience
+    log: Log
+
+
+class _Interrupt:
+    """Ends a session from outside, wherever it waits: only the first call counts, but a drain's cut always does."""
+
+    __slots__ = ("_called", "_greenlet", "armed")
+
+    def __init__(self) -> None:
+        self._greenlet: Any = getcurrent()
+        self._called = False
+        self.armed = True
+
+    def __call__(self, ended: Exception) -> None:
+        cut = isinstance(ended, Ended) and ended.end is End.DRAINED
+        if cut or not self._called:
+            self._called = True
+            get_hub().loop.run_callback(self._deliver, ended)
+
+    def _deliver(self, ended: Exception) -> None:
+        if self.armed:
+            self._greenlet.throw(ended)
+
+
+def serve(sock: _socket.socket, peer: Address, listen: Address, offset: int, service: Service) -> None:
+    """Tell the story of one connection.
+
+    Args:
+        sock: the accepted socket; closed when this returns.
+        peer: the client's address.
+        listen: the address it came to.
+        offset: of that address in the rule's range.
+        service: what to do with it.
+    """
+    opened = time.monotonic()
+    interrupt = _Interrupt()
+    client = Stream(sock)
+    entry = service.ledger.open(service.rule.name, peer, listen, opened, interrupt)
+    target: Stream | None = None
+    end = End.INTERNAL
+    try:
+        client.on_reset(lambda: interrupt(Ended(End.CLIENT_LEFT)))
+        target = _connect(entry, offset, service)
+        Relay(client, target, entry, service.rule.timeouts, service.patience).run()
+        end = End.CLOSED
+    except Ended as ended:
+        end = ended.end
+        _report(ended, entry, service.log)
+    except Exception:
+        service.log.error("unforeseen error", id=entry.number, rule=entry.rule, traceback=traceback.format_exc())
+    finally:
+        interrupt.armed = False
+        for stream in (client, target):
+            if stream is not None:
+                _part(stream, end)
+        service.ledger.close(entry, end)
+        service.log.access(entry.summary(end, time.monotonic()))
+
+
+def _connect(entry: Entry, offset: int, service: Service) -> Stream:
+    limit = service.rule.timeouts.connect_timeout
+    until = entry.opened + limit if limit else float("inf")
+    tried: list[str] = []
+    try:
+        stream, entry.target = connect(service.route, offset, until, tried)
+    finally:
+        entry.tried = tuple(tried)
+    entry.connected = time.monotonic()
+    return stream
+
+
+def _report(ended: Ended, entry: Entry, log: Log) -> None:
+    if ended.end in _CONNECT_FAILURES:
+        log.limited(
+            "cannot reach a target",
+            f"{entry.rule} {ended.end}",
+            rule=entry.rule,
+            end=ended.end,
+            reason=ended.detail,
+            tried=", ".join(entry.tried) or None,
+        )
+
+
+def _part(stream: Stream, end: End) -> None:
+    """Close with FIN where both sides had finished, or nothing was on its way when patience ran out; else with RST."""
+    try:
+        if end is End.CLOSED or (end in _SILENCE and not stream.unsent()):
+            stream.close()
+        else:
+            stream.abort()
+    except OSError:  # it is gone already
+        stream.close()
