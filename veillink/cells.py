@@ -12,6 +12,11 @@ from typing import Literal
 from .model import Address
 
 
+def printable(text: str) -> str:
+    """Return the text, or with whatever does not print escaped."""
+    return text if text.isprintable() else ascii(text)
+
+
 def shown(text: str) -> str:
     """Return what is quoted from a file as one short printable line, whatever it holds."""
     start = text[:40].encode("unicode_escape").decode().replace('"', '\\"')

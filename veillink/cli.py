@@ -1,18 +1,23 @@
 """The command line: options, wiring, exit codes."""
 
+import errno
+import io
 import os
+import sys
 from argparse import ArgumentTypeError, BooleanOptionalAction, Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from typing import Any, Final
+from typing import Any, Final, NoReturn, TextIO
 
 import configargparse
 
 from . import __version__
-from .cells import OPTIONS, parse_duration
-from .daemon import Settings, read_rules, run
+from .cells import OPTIONS, parse_duration, printable
+from .daemon import Settings, read_regular, read_rules, run
 from .log import LEVELS, Log
 from .model import Rule, Target, Timeouts
+
+_LARGEST_SETTINGS: Final = 1 << 20
 
 _EPILOG: Final = (
     "Exit codes: 0 stopped and drained, or --check found no problem; 1 a problem, nothing could be started, or the "
@@ -39,9 +44,23 @@ def _count(text: str) -> int:
     return int(text)
 
 
+class _Parser(configargparse.ArgumentParser):  # type: ignore[misc]  # it has no type hints
+    def error(self, message: str) -> NoReturn:
+        """Say it in one line: the usage of twenty options would hide it."""
+        self._print_message(f"veillink: error: {printable(' '.join(message.split()))}\n", sys.stderr)
+        sys.exit(2)
+
+
+def _open_settings(path: str, mode: str = "r") -> TextIO:
+    try:
+        return io.StringIO(read_regular(path, _LARGEST_SETTINGS).decode())
+    except ValueError:
+        raise OSError(errno.EINVAL, "it is no text in UTF-8") from None
+
+
 def parser() -> configargparse.ArgumentParser:
     """Return the parser of the command line, of ``VEILLINK_…`` in the environment and of the settings file."""
-    parser = configargparse.ArgumentParser(
+    parser = _Parser(
         prog="veillink",
         description="Forward TCP connections as the rules in a CSV file say.",
         epilog=_EPILOG,
@@ -49,6 +68,7 @@ def parser() -> configargparse.ArgumentParser:
         add_env_var_help=False,
         add_config_file_help=False,
         allow_abbrev=False,
+        config_file_open_func=_open_settings,
     )
     duration = _as_argument(parse_duration)
     add = parser.add_argument
@@ -62,6 +82,12 @@ def parser() -> configargparse.ArgumentParser:
         default=0,
         metavar="N",
         help="hold at most so many at a time; 0 as many as descriptors allow (default)",
+    )
+    add(
+        "--relay",
+        choices=("auto", "copy"),
+        default="auto",
+        help="auto: bulk streams are spliced, past Python, where the system can; copy: never (default: %(default)s)",
     )
     add("--log-format", choices=("text", "json"), default="text", help="of every line (default: %(default)s)")
     add("--log-level", choices=LEVELS, default="info", help="least level that is written (default: %(default)s)")
@@ -114,6 +140,7 @@ def _run(options: Namespace, timeouts: Timeouts) -> int:
         strict=options.strict,
         drain_timeout=options.drain_timeout,
         max_connections=options.max_connections,
+        relay=options.relay,
         timeouts=timeouts,
     )
     log = Log(json_lines=options.log_format == "json", level=options.log_level, access=options.access_log)
@@ -125,12 +152,24 @@ def _run(options: Namespace, timeouts: Timeouts) -> int:
 
 def _check(path: str, timeouts: Timeouts) -> int:
     rules, problems = read_rules(path, timeouts)
-    for rule in rules.rules:
-        print(_describe(rule))
-    for problem in problems:
-        print(problem.at(path))
-    print(f"{path}: {len(rules.rules)} rules, {len(problems)} problems")
-    return 1 if problems else 0
+    lines = [_describe(rule) for rule in rules.rules] + [problem.at(path) for problem in problems]
+    said = _say([*lines, f"{printable(path)}: {len(rules.rules)} rules, {len(problems)} problems"])
+    return 0 if said and not problems else 1
+
+
+def _say(lines: Sequence[str]) -> bool:
+    """Write to stdout past Python's buffer, which would report a failure a second time at exit; return if it worked."""
+    encoding = sys.stdout.encoding if sys.stdout else "utf-8"
+    data = "".join(f"{line}\n" for line in lines).encode(encoding, "backslashreplace")
+    try:
+        while data:
+            data = data[os.write(1, data) :]
+    except BrokenPipeError:  # as with head(1), which has seen enough
+        return True
+    except OSError as error:
+        print(f"veillink: error: cannot write: {error.strerror}", file=sys.stderr)
+        return False
+    return True
 
 
 def _describe(rule: Rule) -> str:

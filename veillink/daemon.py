@@ -5,7 +5,6 @@ Rule: signal handlers only leave a note; the main greenlet reads the notes and a
 
 import errno
 import os
-import resource
 import signal
 import stat
 import time
@@ -22,7 +21,7 @@ from .log import Log
 from .model import RuleSet, Timeouts
 from .net import raise_fd_limit
 from .rules import MAX_FILE, Problem, parse
-from .server import FD_RESERVE, Server
+from .server import Descriptors, Server
 
 _STOP: Final = "stop"
 _RELOAD: Final = "reload"
@@ -47,6 +46,7 @@ class Settings:
     strict: bool
     drain_timeout: float
     max_connections: int
+    relay: str
     timeouts: Timeouts
 
 
@@ -58,19 +58,33 @@ def read_rules(path: str, defaults: Timeouts) -> tuple[RuleSet, tuple[Problem, .
         defaults: for what the file leaves open.
     """
     try:
-        data = _read(path)
-    except OSError as error:
-        return RuleSet(), (Problem(0, 0, f"cannot be read: {error.strerror}"),)
-    return parse(data, defaults)
+        data = read_regular(path, MAX_FILE + 1)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        return RuleSet(), (Problem(0, 0, f"cannot be read: {getattr(error, 'strerror', None) or error}"),)
+    rules, problems = parse(data, defaults)
+    if not (rules.rules or problems):
+        problems = (Problem(0, 0, "has no rule"),)
+    return rules, problems
 
 
-def _read(path: str) -> bytes:
-    # Without O_NONBLOCK opening a FIFO waits for its writer.
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # noqa: PTH123
-        mode = os.fstat(file.fileno()).st_mode
+def read_regular(path: str, most: int) -> bytes:
+    """Return the first ``most`` bytes of a regular file. A FIFO, a device or a directory is refused, never waited for.
+
+    Raises:
+        OSError: it cannot be read, or is not regular.
+        ValueError: the path holds a NUL.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opening a FIFO would wait for its writer
+    try:
+        mode = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(mode):
             raise OSError(errno.EINVAL, "it is a directory" if stat.S_ISDIR(mode) else "it is no regular file")
-        return file.read(MAX_FILE + 1)
+        data = bytearray()
+        while len(data) < most and (part := os.read(descriptor, most - len(data))):
+            data += part
+        return bytes(data)
+    finally:
+        os.close(descriptor)
 
 
 class _Inbox:
@@ -109,20 +123,21 @@ def run(settings: Settings, log: Log) -> int:
     if problems and settings.strict:
         log.error(f"not started: {settings.config} has problems and --strict was given")
         return 1
-    server = Server(log, settings.config, raise_fd_limit(), settings.max_connections)
     log.info(f"VeilLink {__version__} starts", pid=os.getpid(), config=settings.config, rules=len(rules.rules))
+    descriptors = Descriptors(raise_fd_limit(), splice=settings.relay != "copy")
+    obstacle = _obstacle(rules, descriptors)
+    if obstacle:
+        log.error(f"not started: {obstacle}")
+        return 1
+    server = Server(log, settings.config, descriptors, settings.max_connections)
     server.apply(rules)
     if not server.listeners:
         log.error("not started: no rule could be started")
         return 1
-    if server.gate.limit < 1:
-        needed = len(server.listeners) + FD_RESERVE + 2
-        log.error(f"not started: {needed} file descriptors are needed at least; raise the limit (ulimit -n)")
-        return 1
-    _announce(server, settings, log)
+    _announce(server, descriptors, settings, log)
     while (note := inbox.take()) != _STOP:
         if note == _RELOAD:
-            _reload(server, settings, log)
+            _reload(server, descriptors, settings, log)
         elif note == _DUMP:
             _dump(server, log)
     return _drain(server, inbox, settings.drain_timeout, log)
@@ -133,7 +148,7 @@ def _report(problems: tuple[Problem, ...], path: str, log: Log) -> None:
         log.error(problem.at(path))
 
 
-def _announce(server: Server, settings: Settings, log: Log) -> None:
+def _announce(server: Server, descriptors: Descriptors, settings: Settings, log: Log) -> None:
     for rule in server.rules.rules:
         last = f"-{rule.listen.port + rule.ports - 1}" if rule.ports > 1 else ""
         targets = ",".join(str(target.address) for target in rule.targets)
@@ -141,18 +156,26 @@ def _announce(server: Server, settings: Settings, log: Log) -> None:
     off = [name for name in ("idle_timeout", "max_lifetime") if not getattr(settings.timeouts, name)]
     if off:
         log.warning(f"by default these limits are off: {', '.join(off)}; a silent connection may stay for ever")
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    log.info("ready", listeners=len(server.listeners), max_connections=server.gate.limit, file_descriptors=soft)
+    limit = descriptors.limit
+    log.info("ready", listeners=len(server.listeners), max_connections=server.gate.limit, file_descriptors=limit)
 
 
-def _reload(server: Server, settings: Settings, log: Log) -> None:
+def _obstacle(rules: RuleSet, descriptors: Descriptors) -> str:
+    """Return why these rules cannot be run at all, if they cannot."""
+    listeners = sum(rule.ports for rule in rules.rules)
+    if descriptors.connections(listeners) > 0:
+        return ""
+    needed = Descriptors.needed(listeners)
+    return f"{needed} file descriptors are needed at least, not {descriptors.limit}; raise the limit (ulimit -n)"
+
+
+def _reload(server: Server, descriptors: Descriptors, settings: Settings, log: Log) -> None:
     """Apply the file as it is now; with any problem in it, what runs goes on: a typo never takes a rule away."""
     rules, problems = read_rules(settings.config, settings.timeouts)
-    if not rules.rules and not problems:
-        problems = (Problem(0, 0, "has no rule"),)
-    if problems:
-        _report(problems, settings.config, log)
-        log.error("not reloaded: the rules stay as they were", config=settings.config, problems=len(problems))
+    _report(problems, settings.config, log)
+    obstacle = f"{settings.config} has problems" if problems else _obstacle(rules, descriptors)
+    if obstacle:
+        log.error(f"not reloaded, the rules stay as they were: {obstacle}")
         return
     server.apply(rules)
     log.info("reloaded", config=settings.config, rules=len(rules.rules), listeners=len(server.listeners))
@@ -212,5 +235,5 @@ def _warn_about_file(path: str, log: Log) -> None:
         mode = Path(path).stat().st_mode
     except OSError:
         return
-    if mode & stat.S_IWOTH:
+    if stat.S_ISREG(mode) and mode & stat.S_IWOTH:
         log.warning(f"{path}: everybody on this host may change it; chmod o-w {path}")

@@ -22,23 +22,28 @@ _BATCH_LINES: Final = 1000
 # A wake-up for every line would make the loop and the writer fight for the GIL: gather for so many seconds.
 _GATHER: Final = 0.01
 _LONGEST_VALUE: Final = 300
+_LONGEST_TRACEBACK: Final = 10_000
 
 
-def escape(value: object) -> str:
-    """Return a value as one word of a text line: quoted where it must be, printable ASCII, at most 300 characters."""
+def _longest(key: str) -> int:
+    return _LONGEST_TRACEBACK if key == "traceback" else _LONGEST_VALUE
+
+
+def escape(value: object, longest: int = _LONGEST_VALUE) -> str:
+    """Return a value as one word of a text line: quoted where it must be, printable ASCII, of limited length."""
     if value is None:
         return "-"
     text = str(value)
-    if len(text) > _LONGEST_VALUE:
-        text = text[:_LONGEST_VALUE] + "..."
+    if len(text) > longest:
+        text = text[:longest] + "..."
     if text and text.isascii() and text.isprintable() and not any(c in text for c in ' "=\\'):
         return text
     return json.dumps(text)
 
 
-def _cut(value: object) -> object:
-    if isinstance(value, str) and len(value) > _LONGEST_VALUE:
-        return value[:_LONGEST_VALUE] + "..."
+def _cut(value: object, longest: int = _LONGEST_VALUE) -> object:
+    if isinstance(value, str) and len(value) > longest:
+        return value[:longest] + "..."
     return value
 
 
@@ -55,7 +60,7 @@ class Log:
     def __init__(self, *, json_lines: bool = False, level: str = "info", access: bool = True, fd: int = 1) -> None:
         self._json = json_lines
         self._level = LEVELS.index(level)
-        self._access = access and self._level <= LEVELS.index("info")
+        self.access_lines = access and self._level <= LEVELS.index("info")
         self._fd = fd
         self._queue: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._suppressed: dict[tuple[str, str], int] = {}
@@ -106,7 +111,7 @@ class Log:
 
     def access(self, fields: dict[str, object]) -> None:
         """Write the one line that a connection gets when it ends."""
-        if not self._access:
+        if not self.access_lines:
             return
         if self._json:
             self._put(json.dumps({"time": self._now()} | {key: _cut(value) for key, value in fields.items()}))
@@ -118,9 +123,9 @@ class Log:
             return
         if self._json:
             whole = {"time": self._now(), "level": level, "message": message} | fields
-            self._put(json.dumps({key: _cut(value) for key, value in whole.items()}, default=str))
+            self._put(json.dumps({key: _cut(value, _longest(key)) for key, value in whole.items()}, default=str))
         else:
-            words = [f"{key}={escape(value)}" for key, value in fields.items()]
+            words = [f"{key}={escape(value, _longest(key))}" for key, value in fields.items()]
             self._put(" ".join([self._now(), level, _printable(message), *words]))
 
     def _now(self) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Final
 
 
 class End(StrEnum):
@@ -22,6 +23,12 @@ class End(StrEnum):
     MAX_LIFETIME = "max_lifetime"
     DRAINED = "drained"
     INTERNAL = "internal"
+
+
+CONNECT_FAILURES: Final = frozenset(
+    {End.CONNECT_REFUSED, End.CONNECT_TIMEOUT, End.CONNECT_FAILED, End.NAME_NOT_FOUND, End.NO_TARGET}
+)
+"""The endings that say that a target could not be reached."""
 
 
 class Ended(Exception):  # noqa: N818 - an ending is not an error

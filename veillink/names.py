@@ -17,9 +17,6 @@ from gevent.threadpool import ThreadPool
 from .log import Log
 from .model import End, Ended
 
-# A look-up cannot be cancelled and a silent name server holds its thread for 10 to 30 s. gevent's own pool has 10
-# threads for everything: twelve dead names stopped all others.
-_THREADS: Final = 128
 # A name that was just not found is not asked for again for each client that comes.
 _RETRY: Final = 1.0
 _LOOK_ROUND: Final = 0.25
@@ -44,12 +41,14 @@ class Names:
 
     Args:
         log: told when a name cannot be resolved, and when it can again.
+        most: look-ups at a time. One cannot be cancelled, and a silent name server holds it for 10 to 30 s: with the 10
+            threads that gevent has for everything, twelve dead names stopped all others.
     """
 
-    def __init__(self, log: Log) -> None:
+    def __init__(self, log: Log, most: int) -> None:
         self._log = log
         self._names: dict[str, _Name] = {}
-        self._threads = ThreadPool(_THREADS)
+        self._threads = ThreadPool(most)
         self._refresher: gevent.Greenlet[[], None] | None = None
 
     def keep(self, wanted: Mapping[str, float]) -> None:

@@ -4,55 +4,68 @@ Rule: each end is passed on as what it was. A FIN follows the last byte; after a
 """
 
 import time
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import gevent
-from gevent.hub import GreenletExit, Waiter, get_hub, getcurrent, spawn_raw
+from gevent.hub import GreenletExit, Waiter, get_hub, getcurrent
 
+from . import tasks
 from .ledger import Entry, Flow
 from .model import End, Ended, Timeouts
 from .net import Stream, error_name
+from .pipes import Pipes
 
 # One buffer serves every connection: nothing switches between reading into it and handing it to the kernel.
 _BUFFER: Final = memoryview(bytearray(64 * 1024))
-# Two sockets that are always ready never wait, and nobody else would run: step aside after so many bytes.
-_TURN: Final = 1024 * 1024
+# So many full reads in a row make a stream bulk: from then on it is worth a pipe.
+_BULK_READS: Final = 3
 # What was received before a reset is given so many seconds without progress to reach the other side.
 _FLUSH_TIME: Final = 5.0
 _TICK: Final = 0.25
+_PARK_AFTER: Final = 1.0
+_UNKNOWN: Final = -1
+
+
+class Watched(Protocol):
+    """Something that has to be looked at from time to time."""
+
+    def look(self, now: float) -> bool:
+        """Do what is due at ``now`` (monotonic seconds); return whether to look again."""
 
 
 class Patience:
-    """Looks for connections that are silent or old.
+    """Looks at what may have waited too long, four times a second.
 
-    One coarse timer looks at byte counts that are kept anyway: a timeout object for each wait costs nine frames.
+    One coarse timer for all: a timeout object for each wait costs nine frames.
     """
 
     def __init__(self) -> None:
-        self._relays: set[Relay] = set()
+        self._watched: set[Watched] = set()
         self._timer: Any = None
 
-    def watch(self, relay: "Relay") -> None:
-        """Look at this relay with every tick from now on."""
-        self._relays.add(relay)
+    def watch(self, watched: Watched) -> None:
+        """Look at this with every tick until it says that it is enough."""
+        self._watched.add(watched)
         if self._timer is None:
             self._timer = get_hub().loop.timer(_TICK, _TICK, ref=False)
             self._timer.start(self._tick)
 
-    def forget(self, relay: "Relay") -> None:
+    def forget(self, watched: Watched) -> None:
         """Stop looking at it; forgetting an unknown one is harmless."""
-        self._relays.discard(relay)
-        if not self._relays and self._timer is not None:
-            self._timer.close()
-            self._timer = None
+        self._watched.discard(watched)
 
     def _tick(self) -> None:
         now = time.monotonic()
-        for relay in tuple(self._relays):
-            ended = relay.overdue(now)
-            if ended is not None:
-                self.forget(relay)
-                relay.interrupt(ended)
+        for watched in tuple(self._watched):
+            if not watched.look(now):
+                self._watched.discard(watched)
+        if not self._watched:
+            self._timer.close()
+            self._timer = None
+
+
+class _Parked(Exception):  # noqa: N818 - not an error
+    """Thrown into a twin that waits for a silent target."""
 
 
 class Relay:
@@ -64,6 +77,7 @@ class Relay:
         entry: its account; both flows are kept up to date while bytes move.
         timeouts: how long it may be silent or live.
         patience: what watches over that.
+        pipes: for bulk streams.
     """
 
     __slots__ = (
@@ -72,24 +86,34 @@ class Relay:
         "_joiner",
         "_moved",
         "_moved_at",
+        "_over",
         "_patience",
+        "_pipes",
         "_reset",
+        "_resets_watched",
         "_target",
         "_timeouts",
+        "_twin",
         "_unsent",
     )
 
-    def __init__(self, client: Stream, target: Stream, entry: Entry, timeouts: Timeouts, patience: Patience) -> None:
+    def __init__(
+        self, client: Stream, target: Stream, entry: Entry, timeouts: Timeouts, patience: Patience, pipes: Pipes
+    ) -> None:
+        self._entry = entry
         self._client = client
         self._target = target
-        self._entry = entry
         self._timeouts = timeouts
         self._patience = patience
+        self._pipes = pipes
+        self._twin: Any = None
         self._joiner: Any = None
+        self._over = False
         self._moved = 0
         self._moved_at = time.monotonic()
-        self._unsent = -1
+        self._unsent = _UNKNOWN
         self._reset: tuple[float, End] | None = None
+        self._resets_watched = False
 
     def run(self) -> None:
         """Relay until both sides have finished. The caller's greenlet moves the client's bytes, a twin the target's.
@@ -97,36 +121,56 @@ class Relay:
         Raises:
             Ended: it came to another end. After a reset the other side has been given what was received before.
         """
-        self._client.on_reset(self._client_was_reset)
-        self._target.on_reset(self._target_was_reset)
-        if self._timeouts.idle_timeout or self._timeouts.max_lifetime:
-            self._patience.watch(self)
-        twin = spawn_raw(self._run_twin)
+        self._wake_twin()
         try:
             self._pump(self._client, self._target, self._entry.inbound, End.CLIENT_RESET)
             self._join_twin()
         except Ended as ended:
-            _end_now(twin)
+            self._end_twin()
             if ended.end is End.CLIENT_RESET:
                 self._flush(self._target)
             elif ended.end is End.TARGET_RESET:
                 self._flush(self._client)
             raise
         finally:
-            _end_now(twin)
+            self._end_twin()
             self._patience.forget(self)
 
-    def interrupt(self, ended: Exception) -> None:
-        """End the connection from outside."""
-        self._entry.interrupt(ended)
+    def _wake_twin(self) -> None:
+        tasks.spawn(self._run_twin)
+        self._patience.watch(self)
 
     def _run_twin(self) -> None:
+        if self._over:
+            return
+        self._twin = getcurrent()
         try:
             self._pump(self._target, self._client, self._entry.outbound, End.TARGET_RESET)
+        except _Parked:
+            self._target.when_readable(self._wake_twin)
         except Exception as error:  # the story is told, and its errors are handled, by the greenlet that called run()
-            self.interrupt(error)
-        if self._joiner is not None:
+            self._entry.interrupt(error)
+        self._twin = None
+        if self._joiner is not None and self._entry.outbound.done:
             get_hub().loop.run_callback(self._joiner.switch, None)
+
+    def _park_twin(self) -> None:
+        """Take the twin's greenlet, 6 KiB, from a direction that is silent; its next byte brings a new one."""
+        if self._twin is not None and self._target.waits_to_read:
+            self._twin.throw(_Parked)
+
+    def _end_twin(self) -> None:
+        """End the twin before anything else runs, so that its sockets can be closed at once.
+
+        With the hub as parent it would end in a later pass of the loop; with the caller as parent control comes back
+        straight away.
+        """
+        self._over = True
+        twin, self._twin = self._twin, None
+        if twin is not None:
+            twin.parent = getcurrent()
+            twin.throw(GreenletExit)
+            twin.parent = get_hub()
 
     def _join_twin(self) -> None:
         if not self._entry.outbound.done:
@@ -142,36 +186,71 @@ class Relay:
         A sink that is gone ends this direction only: what it sent before it went may still be unread, and is delivered
         by the other one, which then finds the end (the failed send has eaten the error: it looks like a FIN there).
         """
-        turn = 0
-        while True:
-            try:
-                count = source.recv_into(_BUFFER)
-            except OSError as error:
-                raise Ended(lost, error_name(error)) from None
+        full_reads = 0
+        while not sink.broken:
+            move = self._copy if full_reads < _BULK_READS else self._splice
+            count = move(source, sink, flow, lost)
             if not count:
                 break
-            flow.bytes += count
-            try:
-                sink.sendall(_BUFFER[:count])
-            except OSError as error:
-                sink.broken = error_name(error)
-                break
-            turn += count
-            if turn >= _TURN:
-                turn = 0
-                source.step_aside()
+            full_reads = full_reads + 1 if count >= len(_BUFFER) else 0
+        if source.broken and not sink.broken:
+            raise Ended(lost, source.broken)
         flow.done = True
         self._moved_at = time.monotonic()
-        if not (source.broken or sink.broken):
+        if not sink.broken:
             self._pass_on_eof(sink)
 
+    def _copy(self, source: Stream, sink: Stream, flow: Flow, lost: End) -> int:
+        """Move what one read gives and return how much that was; 0 once the source has finished."""
+        try:
+            count = source.recv_into(_BUFFER)
+        except OSError as error:
+            raise Ended(lost, error_name(error)) from None
+        flow.bytes += count
+        try:
+            if count:
+                sink.sendall(_BUFFER[:count])
+        except OSError as error:
+            sink.broken = error_name(error)
+        return count
+
+    def _splice(self, source: Stream, sink: Stream, flow: Flow, lost: End) -> int:
+        """Move what waits through a pipe, past Python, and return how much that was; 0 once the source has finished.
+
+        The pipe is lent for as long as it is filled and emptied, never while the source is waited for. Waiting comes
+        first each time: two sockets that are always ready would else never let anybody have a turn.
+        """
+        source.wait_readable()
+        pipe = self._pipes.take()
+        if pipe is None:
+            return self._copy(source, sink, flow, lost)
+        self._patience.watch(self._pipes)  # which closes them when bulk is over
+        try:
+            try:
+                count = source.splice_into(pipe)
+            except BlockingIOError:
+                count = 0
+            except OSError as error:
+                raise Ended(lost, error_name(error)) from None
+            if not count:  # the end, or urgent data in the way: only a read can tell, and take it
+                return self._copy(source, sink, flow, lost)
+            flow.bytes += count
+            try:
+                sink.splice_from(pipe)
+            except OSError as error:
+                sink.broken = error_name(error)
+            return count
+        finally:
+            self._pipes.give(pipe)
+
     def _pass_on_eof(self, sink: Stream) -> None:
+        if self._entry.inbound.done and self._entry.outbound.done:
+            return  # both sockets are closed next, which says the same
         try:
             sink.send_eof()
         except OSError as error:
             sink.broken = error_name(error)
-        if self._timeouts.half_close_timeout and self._half_closed:
-            self._patience.watch(self)
+        self._patience.watch(self)
 
     @property
     def _half_closed(self) -> bool:
@@ -185,61 +264,70 @@ class Relay:
 
     def _was_reset(self, stream: Stream, flow: Flow, end: End) -> None:
         """Heed a reset that this stream's reader may not see: it has finished, or waits for the other side."""
+        if self._entry.inbound.done and self._entry.outbound.done:
+            return
         stream.broken = "ECONNRESET"
         if flow.done:
-            self.interrupt(Ended(end, stream.broken))
+            self._entry.interrupt(Ended(end, stream.broken))
         else:
             self._reset = (time.monotonic(), end)
             self._patience.watch(self)
 
     def _flush(self, stream: Stream) -> None:
         """Wait until the peer has what it was sent: a reset would throw the send queue away."""
-        until = time.monotonic() + _FLUSH_TIME
-        while not stream.broken and stream.unsent() and time.monotonic() < until:
+        unsent = stream.unsent()
+        since = max(self._moved_at, self._reset[0]) if self._reset else time.monotonic()
+        while unsent and not stream.broken and time.monotonic() - since < _FLUSH_TIME:
             gevent.sleep(0.01)
+            if unsent != stream.unsent():
+                unsent, since = stream.unsent(), time.monotonic()
+
+    def look(self, now: float) -> bool:
+        """End the connection if it has to end now; park what is idle. Return whether there is anything to look for."""
+        if not self._resets_watched:  # not worth its system calls for a connection that is gone by the first look
+            self._resets_watched = True
+            self._client.on_reset(self._client_was_reset)
+            self._target.on_reset(self._target_was_reset)
+        ended = self.overdue(now)
+        if ended is not None:
+            self._entry.interrupt(ended)
+            return False
+        if now - self._moved_at >= _PARK_AFTER:
+            self._park_twin()
+        limited = self._timeouts.max_lifetime or self._silence_limit()[0] or self._reset
+        return bool(limited) or self._twin is not None
 
     def overdue(self, now: float) -> Ended | None:
         """Return why the connection has to end now, if it has to.
 
         Args:
-            now: monotonic seconds. Called with every tick, it learns from the byte counts when something moved last.
+            now: monotonic seconds. With every call it learns from the byte counts when something moved last.
         """
         moved = self._entry.inbound.bytes + self._entry.outbound.bytes
         if moved != self._moved:
-            self._moved, self._moved_at, self._unsent = moved, now, -1
+            self._moved, self._moved_at, self._unsent = moved, now, _UNKNOWN
         lifetime = self._timeouts.max_lifetime
         if lifetime and now - self._entry.opened >= lifetime:
             return Ended(End.MAX_LIFETIME)
+        limit, end = self._silence_limit()
+        if not limit and not self._reset:
+            return None
+        self._heed_delivery(now)
         silent = now - self._moved_at
         if self._reset and min(silent, now - self._reset[0]) >= _FLUSH_TIME:
             return Ended(self._reset[1], "ECONNRESET")
-        limit, end = self._silence_limit()
-        if not limit or silent < limit / 2:
-            return None
-        if self._unsent < 0:
-            self._unsent = self._client.unsent() + self._target.unsent()
-        if silent < limit:
-            return None
-        if self._unsent != self._client.unsent() + self._target.unsent():
-            # No byte was read, but the kernel still delivers what was: a slow reader is not silence.
-            self._moved_at, self._unsent = now, -1
-            return None
-        return Ended(end)
+        return Ended(end) if limit and silent >= limit else None
+
+    def _heed_delivery(self, now: float) -> None:
+        """A slow reader is not silence: what was read long ago may still be on its way from the kernel to the peer."""
+        if self._unsent:
+            unsent = self._client.unsent() + self._target.unsent()
+            if self._unsent not in (_UNKNOWN, unsent):
+                self._moved_at = now
+            self._unsent = unsent
 
     def _silence_limit(self) -> tuple[float, End]:
         idle, half_close = self._timeouts.idle_timeout, self._timeouts.half_close_timeout
         if self._half_closed and half_close and not 0 < idle < half_close:
             return half_close, End.HALF_CLOSE_TIMEOUT
         return idle, End.IDLE_TIMEOUT
-
-
-def _end_now(twin: Any) -> None:
-    """End a blocked greenlet before anything else runs, so that its sockets can be closed at once.
-
-    With the hub as parent it would end in a later pass of the loop; with the caller as parent control comes straight
-    back.
-    """
-    if not twin.dead:
-        twin.parent = getcurrent()
-        twin.throw(GreenletExit)
-        twin.parent = get_hub()

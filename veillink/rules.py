@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeVar
 
-from .cells import OPTIONS, parse_host, parse_listen, parse_ports, shown
+from .cells import OPTIONS, parse_host, parse_listen, parse_ports, printable, shown
 from .model import Address, Rule, RuleSet, Target, Timeouts
 
 MAX_FILE = 16 * 1024 * 1024  # bytes
@@ -40,7 +40,8 @@ class Problem:
 
     def at(self, file: str) -> str:
         """Return the problem as the operator reads it: ``config.csv:12:3: port "70000" is not …``."""
-        return f"{file}:{self.line}:{self.column}: {self.message}" if self.line else f"{file}: {self.message}"
+        place = f"{printable(file)}:{self.line}:{self.column}" if self.line else printable(file)
+        return f"{place}: {self.message}"
 
 
 # --- lines -----------------------------------------------------------------------------------------------------------

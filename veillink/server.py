@@ -4,27 +4,27 @@ Rule: no error ends a listener, and at the connection limit nobody is accepted a
 """
 
 import errno
+import select
 from collections import deque
+from dataclasses import dataclass
+from itertools import count
 from typing import Any, Final
 
 import gevent
-from gevent.hub import spawn_raw
 from gevent.server import StreamServer
 
+from . import tasks
 from .ledger import Ledger
 from .log import Log
 from .model import Address, End, Ended, Rule, RuleSet
 from .names import Names
-from .net import adopt, error_name, listen, readable, socket_options
+from .net import Stream, adopt, error_name, listen, readable, socket_options
+from .pipes import Pipes
 from .pool import Pool
 from .relay import Patience
 from .rules import diff
 from .session import Service, serve
 from .upstream import Route
-
-# Descriptors that are neither a listener nor one of a connection's two: stdio, the loop, name look-ups, a file being
-# read, addresses tried side by side.
-FD_RESERVE: Final = 32
 
 # How long accepting pauses after EMFILE and its like, in seconds: ten tries a second cost nothing.
 _ACCEPT_PAUSE: Final = 0.1
@@ -38,10 +38,48 @@ _HINTS: Final = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Descriptors:
+    """How the process's file descriptors are divided.
+
+    Args:
+        limit: how many it may have.
+        splice: whether bulk streams go through pipes.
+    """
+
+    limit: int
+    splice: bool = True
+
+    @property
+    def lookups(self) -> int:
+        """Name look-ups at a time; each has a socket, and may read a file."""
+        return min(128, max(4, self.limit // 64))
+
+    @property
+    def pipes(self) -> int:
+        """Pipes of two descriptors for bulk streams; 32 of 1 MiB are half of what an unprivileged user may have."""
+        return min(32, self.limit // 64) if self.splice else 0
+
+    @property
+    def beside(self) -> int:
+        """Addresses tried beside the first one of each connection."""
+        return min(16, self.limit // 16)
+
+    def connections(self, listeners: int) -> int:
+        """Return how many connections of two descriptors fit; 22 are for stdio, the loop, and files being read."""
+        return (self.limit - 22 - 2 * self.lookups - 2 * self.pipes - self.beside - listeners) // 2
+
+    @staticmethod
+    def needed(listeners: int) -> int:
+        """Return the least limit with which one connection fits."""
+        return next(limit for limit in count(listeners) if Descriptors(limit).connections(listeners) > 0)
+
+
 class Gate:
     """How many connections the process may hold, and the listeners that wait for a place."""
 
     def __init__(self) -> None:
+        self.cut = False
         self.limit = 0
         self.taken = 0
         self._waiting: deque[Listener] = deque()
@@ -59,12 +97,13 @@ class Gate:
         self.wake()
 
     def wake(self) -> None:
-        """Let the listener that has waited longest accept, if there is a place."""
+        """Let listeners accept again, those that have waited longest first, until one has a client for the place."""
         while self._waiting and self.taken < self.limit:
             listener = self._waiting.popleft()
             if listener.started:
                 listener.start_accepting()
-                return
+                if listener.has_client():
+                    return
 
 
 class Listener(StreamServer):
@@ -92,6 +131,9 @@ class Listener(StreamServer):
     def handle(self, sock: Any, peer: Any) -> None:
         """Serve one client (in its own greenlet)."""
         try:
+            if self._gate.cut:
+                Stream(sock).abort()
+                return
             serve(sock, readable(peer), self.listens_on, self.offset, self.service)
         finally:
             self._gate.leave()
@@ -106,7 +148,7 @@ class Listener(StreamServer):
         try:
             fd, peer = listening._accept()
         except BlockingIOError:
-            self._gate.wake()  # the place this listener was woken for is another's
+            self._gate.wake()  # there may be more places than this listener had clients
             return None
         except OSError as error:
             if error.errno not in (errno.ECONNABORTED, errno.EINTR, errno.EPROTO):
@@ -114,10 +156,16 @@ class Listener(StreamServer):
             return None
         return adopt(fd, listening.family), peer
 
+    def has_client(self) -> bool:
+        """Return whether somebody waits to be accepted."""
+        poll = select.poll()
+        poll.register(self.socket, select.POLLIN)
+        return bool(poll.poll(0))
+
     def do_handle(self, *args: Any) -> None:
         """Give the client its greenlet."""
         self._gate.taken += 1
-        spawn_raw(self.handle, *args)
+        tasks.spawn(self.handle, *args)
 
     def _pause(self, error: OSError) -> None:
         log = self.service.log
@@ -143,11 +191,11 @@ class Server:
     Args:
         log: told about listeners that cannot be had.
         source: the name of the rules' file, for the log.
-        fd_limit: how many descriptors the process may have.
+        descriptors: what the process may have.
         max_connections: the most connections at a time; 0 for as many as the descriptors allow.
     """
 
-    def __init__(self, log: Log, source: str, fd_limit: int, max_connections: int) -> None:
+    def __init__(self, log: Log, source: str, descriptors: Descriptors, max_connections: int) -> None:
         self.gate = Gate()
         self.ledger = Ledger()
         self.listeners: dict[Address, Listener] = {}
@@ -155,10 +203,11 @@ class Server:
         self.rules = RuleSet()
         self._log = log
         self._source = source
-        self._fd_limit = fd_limit
+        self._descriptors = descriptors
         self._max_connections = max_connections
-        self._names = Names(log)
+        self._names = Names(log, descriptors.lookups)
         self._patience = Patience()
+        self._pipes = Pipes(descriptors.pipes)
         self._services: dict[Rule, Service] = {}
         self._wanted: dict[Address, tuple[Service, int]] = {}
         self._retrier: gevent.Greenlet[[], None] | None = None
@@ -184,8 +233,9 @@ class Server:
             self._hand_over(listener, *self._wanted[address])
         self._set_limit()
         self._report_down()
-        if self.down and self._retrier is None:
-            self._retrier = gevent.spawn(self._retry)
+        if self._retrier is not None:
+            self._retrier.kill()
+        self._retrier = gevent.spawn(self._retry) if self.down else None
 
     def stop_accepting(self) -> None:
         """Close every listener; connections go on."""
@@ -195,13 +245,15 @@ class Server:
         self.listeners = {}
 
     def cut(self) -> None:
-        """End every connection."""
+        """End every connection, also those whose greenlet has not begun."""
+        self.gate.cut = True
         for entry in tuple(self.ledger.live.values()):
             entry.interrupt(Ended(End.DRAINED))
 
     def _build(self, rule: Rule) -> Service:
-        route = Route(Pool(rule.targets), self._names, socket_options(rule.timeouts.keepalive))
-        return Service(rule, route, self.ledger, self._patience, self._log)
+        options = socket_options(rule.timeouts.keepalive)
+        route = Route(Pool(rule.targets), self._names, options, self._descriptors.beside)
+        return Service(rule, route, self.ledger, self._patience, self._pipes, self._log)
 
     def _open_missing(self) -> None:
         for address in self._wanted.keys() - self.listeners.keys():
@@ -224,16 +276,16 @@ class Server:
             listener.offset = offset
 
     def _set_limit(self) -> None:
-        room = (self._fd_limit - FD_RESERVE - len(self._wanted)) // 2
+        room = self._descriptors.connections(len(self._wanted))
         self.gate.limit = max(0, min(room, self._max_connections or room))
         self.gate.wake()
 
     def _report_down(self) -> None:
+        lines = {rule: rule.line for rule in self.rules.rules}  # a rule that stayed the same may have moved
         for address, reason in sorted(self.down.items()):
             rule = self._wanted[address][0].rule
-            self._log.error(
-                f"{self._source}:{rule.line}: cannot listen on {address}: {reason}; it is tried again", rule=rule.name
-            )
+            place = f"{self._source}:{lines[rule]}"
+            self._log.error(f"{place}: cannot listen on {address}: {reason}; it is tried again", rule=rule.name)
 
     def _retry(self) -> None:
         delay = _FIRST_RETRY

@@ -13,21 +13,13 @@ from gevent.hub import get_hub, getcurrent
 
 from .ledger import Entry, Ledger
 from .log import Log
-from .model import Address, End, Ended, Rule
+from .model import CONNECT_FAILURES, Address, End, Ended, Rule
 from .net import Stream
+from .pipes import Pipes
 from .relay import Patience, Relay
 from .upstream import Route, connect
 
 _SILENCE: Final = frozenset({End.IDLE_TIMEOUT, End.HALF_CLOSE_TIMEOUT})
-_CONNECT_FAILURES: Final = frozenset(
-    {
-        End.CONNECT_REFUSED,
-        End.CONNECT_TIMEOUT,
-        End.CONNECT_FAILED,
-        End.NAME_NOT_FOUND,
-        End.NO_TARGET,
-    }
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +30,7 @@ class Service:
     route: Route
     ledger: Ledger
     patience: Patience
+    pipes: Pipes
     log: Log
 
 
@@ -59,7 +52,7 @@ class _Interrupt:
 
     def _deliver(self, ended: Exception) -> None:
         if self.armed:
-            self._greenlet.throw(ended)
+            self._greenlet.throw(type(ended), ended, ended.__traceback__)
 
 
 def serve(sock: _socket.socket, peer: Address, listen: Address, offset: int, service: Service) -> None:
@@ -79,9 +72,8 @@ def serve(sock: _socket.socket, peer: Address, listen: Address, offset: int, ser
     target: Stream | None = None
     end = End.INTERNAL
     try:
-        client.on_reset(lambda: interrupt(Ended(End.CLIENT_LEFT)))
-        target = _connect(entry, offset, service)
-        Relay(client, target, entry, service.rule.timeouts, service.patience).run()
+        target = _connect(client, entry, offset, service)
+        Relay(client, target, entry, service.rule.timeouts, service.patience, service.pipes).run()
         end = End.CLOSED
     except Ended as ended:
         end = ended.end
@@ -94,23 +86,45 @@ def serve(sock: _socket.socket, peer: Address, listen: Address, offset: int, ser
             if stream is not None:
                 _part(stream, end)
         service.ledger.close(entry, end)
-        service.log.access(entry.summary(end, time.monotonic()))
+        if service.log.access_lines:
+            service.log.access(entry.summary(end, time.monotonic()))
 
 
-def _connect(entry: Entry, offset: int, service: Service) -> Stream:
+class _Connecting:
+    """A client whose target is being connected: when it leaves, the attempt is given up."""
+
+    __slots__ = ("_client", "_entry")
+
+    def __init__(self, client: Stream, entry: Entry) -> None:
+        self._client = client
+        self._entry = entry
+
+    def look(self, now: float) -> bool:
+        self._client.on_reset(self._left)
+        return False
+
+    def _left(self) -> None:
+        if self._entry.connected is None:
+            self._entry.interrupt(Ended(End.CLIENT_LEFT))
+
+
+def _connect(client: Stream, entry: Entry, offset: int, service: Service) -> Stream:
     limit = service.rule.timeouts.connect_timeout
     until = entry.opened + limit if limit else float("inf")
     tried: list[str] = []
+    waiting = _Connecting(client, entry)
+    service.patience.watch(waiting)
     try:
         stream, entry.target = connect(service.route, offset, until, tried)
     finally:
+        service.patience.forget(waiting)
         entry.tried = tuple(tried)
     entry.connected = time.monotonic()
     return stream
 
 
 def _report(ended: Ended, entry: Entry, log: Log) -> None:
-    if ended.end in _CONNECT_FAILURES:
+    if ended.end in CONNECT_FAILURES:
         log.limited(
             "cannot reach a target",
             f"{entry.rule} {ended.end}",

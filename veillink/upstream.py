@@ -3,19 +3,18 @@
 Rule: next address, next target, and one time limit for all of them.
 """
 
-import _socket
 import errno
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from gevent.hub import Waiter, get_hub
 
-from .model import Address, End, Ended, Target
+from .model import CONNECT_FAILURES, Address, End, Ended, Target
 from .names import Names
-from .net import SocketOptions, Stream, error_name, finish_connect, numeric, start_connect
+from .net import SocketOptions, Stream, error_name, is_connected, numeric, start_connect
 from .pool import Pool
 
 # RFC 8305, section 5: the head start of one address before the next is tried beside it, in seconds.
@@ -32,11 +31,13 @@ class Route:
         pool: its targets.
         names: where their host names are resolved.
         options: for the sockets to them.
+        most_beside: how many descriptors all connections together may use to try addresses side by side.
     """
 
     pool: Pool
     names: Names
     options: SocketOptions
+    most_beside: int
 
 
 def connect(route: Route, offset: int, until: float, tried: list[str]) -> tuple[Stream, Address]:
@@ -59,6 +60,8 @@ def connect(route: Route, offset: int, until: float, tried: list[str]) -> tuple[
         try:
             return _dial(route, target.at(offset), share, tried)
         except Ended as ended:
+            if ended.end not in CONNECT_FAILURES:
+                raise  # the connection was ended from outside
             failure = ended
             failed.append(target)
     raise failure
@@ -66,33 +69,64 @@ def connect(route: Route, offset: int, until: float, tried: list[str]) -> tuple[
 
 def _dial(route: Route, target: Address, until: float, tried: list[str]) -> tuple[Stream, Address]:
     if not target.is_name:
-        return _race([target], route.options, until, tried)
+        return _race([target], route, until, tried)
     try:
         hosts = route.names.lookup(target.host, until)
     except Ended as ended:
-        tried.append(f"{target} {ended.end}")
+        if ended.end in CONNECT_FAILURES:
+            tried.append(f"{target} {ended.end}")
         raise
     try:
-        return _race([Address(host, target.port) for host in hosts], route.options, until, tried)
+        return _race([Address(host, target.port) for host in hosts], route, until, tried)
     except Ended:
         route.names.suspect(target.host)
         raise
 
 
-@dataclass(frozen=True, slots=True)
+# Attempts beside the first of each connection: what they may take of the process's descriptors is limited.
+_beside: "set[_Attempt]" = set()
+
+
 class _Attempt:
-    address: Address
-    socket: _socket.socket
-    writable: Any
+    """A connect under way."""
+
+    __slots__ = ("_writable", "address", "socket")
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        self.socket: Any = None
+        self._writable: Any = None
+
+    def succeeded(self, options: SocketOptions) -> bool:
+        """Begin, or look whether it has succeeded. Raises the ``OSError`` that it failed with."""
+        if self.socket is None:
+            self.socket = start_connect(*numeric(self.address.host, self.address.port), options)
+        return is_connected(self.socket)
+
+    def when_decided(self, told: Callable[[object], None]) -> None:
+        if self._writable is None:
+            self._writable = get_hub().loop.io(self.socket.fileno(), 2)
+        self._writable.start(told, self)
+
+    def stop(self) -> None:
+        self._writable.stop()
+
+    def stream(self) -> Stream:
+        self._forget()
+        return Stream(self.socket)
 
     def abandon(self) -> None:
-        self.writable.close()
-        self.socket.close()
+        self._forget()
+        if self.socket is not None:
+            self.socket.close()
+
+    def _forget(self) -> None:
+        _beside.discard(self)
+        if self._writable is not None:
+            self._writable.close()
 
 
-def _race(
-    addresses: Sequence[Address], options: SocketOptions, until: float, tried: list[str]
-) -> tuple[Stream, Address]:
+def _race(addresses: Sequence[Address], route: Route, until: float, tried: list[str]) -> tuple[Stream, Address]:
     """Try the addresses one after another, each with a head start on the next; the first to connect wins."""
     waiting = deque(addresses)
     attempts: list[_Attempt] = []
@@ -104,34 +138,35 @@ def _race(
             if now >= until:
                 tried += [f"{attempt.address} ETIMEDOUT" for attempt in attempts]
                 raise Ended(End.CONNECT_TIMEOUT, "ETIMEDOUT")
-            try:
-                if waiting and (now >= next_start or not attempts):
-                    next_start = now + _HEAD_START
-                    address = waiting.popleft()
-                    attempts.append(_start(address, options))
+            if waiting and (now >= next_start or not attempts):
+                next_start = now + _HEAD_START
+                if attempts and len(_beside) >= route.most_beside:
+                    gives_way = attempts.pop(0)
+                    tried.append(f"{gives_way.address} ETIMEDOUT")
+                    gives_way.abandon()
+                attempt = _Attempt(waiting.popleft())
+                if attempts:
+                    _beside.add(attempt)
+                attempts.append(attempt)
+            else:
                 decided = _first_decided(attempts, min(until, next_start) if waiting else until)
-                if decided is not None:
-                    address = decided.address
-                    finish_connect(decided.socket)
-                    attempts.remove(decided)
-                    decided.writable.close()
-                    return Stream(decided.socket), address
+                if decided is None:
+                    continue
+                attempt = decided
+            try:
+                if attempt.succeeded(route.options):
+                    attempts.remove(attempt)
+                    return attempt.stream(), attempt.address
             except OSError as error:
-                tried.append(f"{address} {error_name(error)}")
+                tried.append(f"{attempt.address} {error_name(error)}")
                 failure = Ended(_ENDS.get(error.errno or 0, End.CONNECT_FAILED), error_name(error))
                 next_start = 0.0
-                for attempt in [a for a in attempts if a.address is address]:
-                    attempts.remove(attempt)
-                    attempt.abandon()
+                attempts.remove(attempt)
+                attempt.abandon()
         raise failure
     finally:
         for attempt in attempts:
             attempt.abandon()
-
-
-def _start(address: Address, options: SocketOptions) -> _Attempt:
-    sock = start_connect(*numeric(address.host, address.port), options)
-    return _Attempt(address, sock, get_hub().loop.io(sock.fileno(), 2))
 
 
 def _first_decided(attempts: Sequence[_Attempt], until: float) -> _Attempt | None:
@@ -141,7 +176,7 @@ def _first_decided(attempts: Sequence[_Attempt], until: float) -> _Attempt | Non
     timer: Any = None
     try:
         for attempt in attempts:
-            attempt.writable.start(waiter.switch, attempt)
+            attempt.when_decided(waiter.switch)
         if until != float("inf"):
             timer = hub.loop.timer(max(0.0, until - time.monotonic()))
             timer.start(waiter.switch, None)
@@ -149,6 +184,6 @@ def _first_decided(attempts: Sequence[_Attempt], until: float) -> _Attempt | Non
         return decided
     finally:
         for attempt in attempts:
-            attempt.writable.stop()
+            attempt.stop()
         if timer is not None:
             timer.close()

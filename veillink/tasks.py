@@ -1,0 +1,36 @@
+"""Run functions in greenlets that are used again.
+
+A new greenlet costs an mmap and a munmap of 16 KiB and page faults between them (Python 3.11): about a tenth of what a
+short connection costs.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from gevent.hub import get_hub, getcurrent, spawn_raw
+
+# Each holds about 7 KiB.
+_SPARES: Final = 128
+
+_spare: list[Any] = []
+
+
+def spawn(function: Callable[..., object], *args: object) -> None:
+    """Call the function soon in a greenlet of its own. What it raises is printed by the hub."""
+    if _spare:
+        get_hub().loop.run_callback(_spare.pop().switch, function, args)
+    else:
+        spawn_raw(_work, [function, args])
+
+
+def _work(first: list[Any]) -> None:
+    this, hub = getcurrent(), get_hub()
+    function, args = first
+    first.clear()  # a greenlet holds what it was started with for as long as it lives
+    while True:
+        function(*args)
+        if len(_spare) >= _SPARES:
+            return
+        _spare.append(this)
+        function = args = None  # nothing of the last job stays alive
+        function, args = hub.switch()
