@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from veillink import rules
-from veillink.cells import OPTIONS, parse_duration
+from veillink.cells import OPTIONS
 from veillink.model import Address, Rule, RuleSet, Target, Timeouts
 from veillink.rules import Problem, diff, parse
 

@@ -11,6 +11,8 @@ from .ends import Ends
 from .harness import HOST, Backend, Handler, VeilLink, running
 from .namespace import Network
 
+Start = Callable[..., VeilLink]
+Serve = Callable[..., Backend]
 Forward = Callable[..., VeilLink]
 Hold = Callable[..., Ends]
 

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import struct
@@ -19,6 +20,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+import pytest
 
 VEILLINK = Path(sys.executable).with_name("veillink")
 HOST = "127.0.0.1"
@@ -38,6 +41,12 @@ def free_port(host: str = HOST) -> int:
             except OSError:
                 continue
             return port
+
+
+def listens(port: int) -> bool:
+    """Return whether somebody listens on an IPv4 address with this port, without connecting (proc(5), tcp)."""
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return any(line[3] == "0A" and line[1].endswith(f":{port:04X}") for line in lines)
 
 
 def eventually(condition: Callable[[], Any], seconds: float = 5.0, what: str = "") -> Any:
@@ -78,6 +87,25 @@ def echo(sock: socket.socket) -> None:
     with contextlib.suppress(OSError):
         while data := sock.recv(1 << 16):
             sock.sendall(data)
+
+
+def saying(word: bytes) -> Handler:
+    """Return a handler that says its word and waits for the peer to finish."""
+
+    def handler(sock: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            sock.sendall(word)
+            sock.recv(1)
+
+    return handler
+
+
+def failing(call: str, error: str, count: int, trace: Path) -> tuple[str, ...]:
+    """Return what goes before a command whose first system calls of one kind are to fail; the trace tells them."""
+    if shutil.which("strace") is None:
+        pytest.skip("needs strace")
+    fault = f"inject={call}:error={error}:when=1..{count}"
+    return ("strace", "-f", "--seccomp-bpf", "-qq", "-o", str(trace), "-e", f"trace={call}", "-e", fault)
 
 
 class Backend:
@@ -197,6 +225,13 @@ class VeilLink:
         part.write_text(rows, encoding="utf-8")
         part.replace(self.config)
 
+    def reload(self, rows: str, said: str = "^reloaded") -> None:
+        """Replace the rules' file, send HUP and wait until it has said what became of it."""
+        before = len(self.logged(said))
+        self.write(rows)
+        self.send(signal.SIGHUP)
+        eventually(lambda: len(self.logged(said)) > before, what=f"{said!r} in:\n{self.output}")
+
     def _read(self) -> None:
         assert self.child.stdout is not None
         for line in self.child.stdout:
@@ -247,6 +282,23 @@ class VeilLink:
     def connect(self, port: int = 0, host: str = HOST, timeout: float = 20.0) -> socket.socket:
         """Return a client's socket, connected to the listener."""
         return socket.create_connection((host, port or self.port), timeout=timeout)
+
+    def heard(self, port: int = 0, host: str = HOST) -> bytes:
+        """Return what a new client that sends nothing is told; ConnectionResetError when it is reset."""
+        with self.connect(port, host) as sock:
+            try:
+                sock.shutdown(socket.SHUT_WR)
+            except OSError as error:  # ENOTCONN: it is gone already
+                raise ConnectionResetError(*error.args) from None
+            return read_to_eof(sock)
+
+    def seconds_to_echo(self, port: int = 0) -> float:
+        """Return how long a new client waits for its first byte to come back."""
+        begun = time.monotonic()
+        with self.connect(port) as sock:
+            sock.sendall(b"x")
+            assert read_exactly(sock, 1) == b"x"
+        return time.monotonic() - begun
 
     def assert_healthy(self) -> None:
         """Fail unless a plain connection echoes at once."""

@@ -1,0 +1,63 @@
+"""Fixtures for tests that run the loop inside the test process."""
+
+import io
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import gevent
+import pytest
+from gevent.hub import get_hub
+
+from veillink import daemon, net
+
+from .sockets import Journal, Sockets
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Give a test 20 s, and fail it for errors that the loop would only print."""
+    printed = io.StringIO()
+    monkeypatch.setattr(get_hub(), "exception_stream", printed)
+    net._reset_watch()  # takes its one descriptor now, and not while a test counts them
+    with gevent.Timeout(20):
+        yield
+    gevent.sleep(0)
+    assert not printed.getvalue()
+
+
+@pytest.fixture
+def sockets(hub: None) -> Iterator[Sockets]:
+    """Make real peers for a test."""
+    with ExitStack() as stack:
+        yield Sockets(stack)
+
+
+@pytest.fixture
+def journal(hub: None, tmp_path: Path) -> Iterator[Journal]:
+    """Give a test a log that it can read."""
+    journal = Journal(tmp_path / "journal")
+    yield journal
+    journal.close()
+
+
+@pytest.fixture
+def signals(hub: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Take the signals back afterwards from every daemon that the test has run."""
+    inboxes: list[daemon._Inbox] = []
+
+    class _Kept(daemon._Inbox):
+        def __init__(self) -> None:
+            super().__init__()
+            inboxes.append(self)
+
+    monkeypatch.setattr(daemon, "_Inbox", _Kept)
+    yield
+    gevent.sleep(0.01)  # the loop keeps a signal that is still on its way for the next daemon
+    for inbox in inboxes:
+        for watcher in inbox._watchers:
+            watcher.stop()
+            watcher.close()
+    for number in daemon._SIGNALS:
+        signal.signal(number, signal.getsignal(number))  # the loop has left SIG_DFL behind

@@ -1,0 +1,128 @@
+"""Real sockets and a real log around the code under test: one process, one loop."""
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, TypeVar
+
+import gevent
+from gevent import socket
+
+from veillink.log import Log
+from veillink.model import Address
+from veillink.net import Stream, adopt
+
+from .system.harness import HOST
+
+_T = TypeVar("_T")
+
+
+def eventually(condition: Callable[[], _T | None], seconds: float = 5.0) -> _T:
+    """Return the first true answer of ``condition``; the loop runs meanwhile."""
+    until = time.monotonic() + seconds
+    while not (answer := condition()):
+        assert time.monotonic() < until, f"not within {seconds} s"
+        gevent.sleep(0.002)
+    return answer
+
+
+def open_files() -> int:
+    """Return how many descriptors this process has open."""
+    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+
+
+def address_of(sock: socket.socket) -> Address:
+    """Return the address that a socket is bound to."""
+    return Address(*sock.getsockname()[:2])
+
+
+def stuff(stream: Stream) -> None:
+    """Send until nothing more fits."""
+    with contextlib.suppress(gevent.Timeout), gevent.Timeout(0.02):
+        while True:
+            stream.sendall(memoryview(bytes(1 << 16)))
+
+
+class Sockets:
+    """Makes peers, and closes what is left of them when the test is over."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+
+    def listener(self, host: str = HOST, port: int = 0, backlog: int = 16) -> socket.socket:
+        """Return a listening socket; ``accept`` is the test's to call."""
+        sock = self._own(socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+        sock.listen(backlog)
+        return sock
+
+    def client(self, address: Address) -> socket.socket:
+        """Return a socket that is connected to the address."""
+        sock = self._own(socket.socket(socket.AF_INET6 if ":" in address.host else socket.AF_INET))
+        sock.connect((address.host, address.port))
+        return sock
+
+    def accept(self, listener: socket.socket) -> socket.socket:
+        """Return the next one who connects."""
+        return self._own(listener.accept()[0])
+
+    def pair(self, buffers: int = 0) -> tuple[Stream, socket.socket]:
+        """Return a stream and its peer; ``buffers`` makes what the kernel holds between them small."""
+        with socket.socket() as listener:
+            peer = self._own(socket.socket())
+            for sock in (listener, peer) if buffers else ():
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffers)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffers)
+            listener.bind((HOST, 0))
+            listener.listen()
+            peer.connect(listener.getsockname())
+            stream = Stream(adopt(listener.accept()[0].detach(), socket.AF_INET))
+        self._stack.callback(stream.close)
+        return stream, peer
+
+    def silent(self, host: str = HOST, port: int = 0) -> Address:
+        """Return an address that never answers: its accept queue is full, and further SYNs are dropped."""
+        address = address_of(self.listener(host, port, backlog=0))
+        self.client(address)
+        return address
+
+    def _own(self, sock: socket.socket) -> socket.socket:
+        self._stack.callback(sock.close)
+        return sock
+
+
+class Journal:
+    """A log, and what was written to it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+        self.log = Log(json_lines=True, level="debug", fd=self._fd)
+
+    def lines(self, message: str = "") -> list[dict[str, Any]]:
+        """Return the lines whose message contains this; without one all lines, those of connections too."""
+        lines = [json.loads(line) for line in self._path.read_text().splitlines()]
+        return [line for line in lines if message in line.get("message", "")]
+
+    def wait_for(self, message: str) -> dict[str, Any]:
+        """Return the first line with this message."""
+        return eventually(lambda: self.lines(message))[0]
+
+    def access(self) -> list[dict[str, Any]]:
+        """Return the lines of connections that have ended."""
+        return [line for line in self.lines() if "duration_ms" in line]
+
+    def finish(self) -> list[dict[str, Any]]:
+        """Write what is still queued, and return all lines."""
+        self.log.close()
+        return self.lines()
+
+    def close(self) -> None:
+        """End the writer before its descriptor goes to somebody else."""
+        self.log.close()
+        os.close(self._fd)

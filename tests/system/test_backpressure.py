@@ -1,0 +1,131 @@
+"""Who reads slowly makes the sender wait; nothing piles up in between, and nobody else notices."""
+
+import hashlib
+import shutil
+import socket
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from .conftest import Hold
+from .ends import MIB, SIDES, Side, Upload, digest_to_eof, push
+from .harness import VeilLink, read_exactly
+from .namespace import Network
+
+KIB = 1 << 10
+
+
+def most_in_the_kernel() -> int:
+    """Return what the send and receive buffers of a connection's two legs can take at most (tcp(7))."""
+    sizes = [int(Path("/proc/sys/net/ipv4", name).read_text().split()[2]) for name in ("tcp_rmem", "tcp_wmem")]
+    return 2 * sum(sizes)
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_a_side_that_does_not_read_stalls_the_sender_and_costs_no_memory(hold: Hold, side: Side) -> None:
+    ends = hold()
+    near, _ = ends.pair(side)
+    before = ends.veillink.rss()
+    taken = push(near, 256 * MIB)
+    assert len(taken) < min(256 * MIB, most_in_the_kernel() + MIB)
+    assert ends.veillink.rss() - before < 2 * MIB
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_two_hundred_stalled_connections_cost_little_and_hinder_nobody(hold: Hold, side: Side) -> None:
+    ends = hold(receive_buffer=16 * KIB)
+    before = ends.veillink.rss()
+    pairs = [ends.pair(side) for _ in range(200)]
+    block = bytes(256 * KIB)
+    for near, _ in pairs:
+        near.setblocking(False)
+    quiet_since = time.monotonic()
+    while time.monotonic() - quiet_since < 0.3:
+        if sum(takes(near, block) for near, _ in pairs):
+            quiet_since = time.monotonic()
+    busy = ends.veillink.cpu()
+    slowest = max(round_trip(ends.veillink) for _ in range(50))
+    assert slowest < 1
+    assert ends.veillink.cpu() - busy < 0.2
+    assert ends.veillink.rss() - before < 200 * 128 * KIB
+
+
+def takes(sock: socket.socket, block: bytes) -> bool:
+    """Return whether the kernel takes any byte of it."""
+    try:
+        return sock.send(block) > 0
+    except BlockingIOError:
+        return False
+
+
+def round_trip(veillink: VeilLink) -> float:
+    """Return the seconds that a new connection takes to have a few bytes echoed."""
+    began = time.monotonic()
+    veillink.assert_healthy()
+    return time.monotonic() - began
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_a_stalled_transfer_goes_on_at_full_speed_once_it_is_read(hold: Hold, side: Side) -> None:
+    near, far = hold().pair(side)
+    upload = Upload(near, 96 * MIB)
+    received = hashlib.sha256(read_exactly(far, 8 * MIB))
+    time.sleep(1)
+    began = time.monotonic()
+    while data := far.recv(MIB):
+        received.update(data)
+    assert time.monotonic() - began < 5
+    assert received.digest() == upload.digest()
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_a_slow_reader_gets_all_of_it_after_the_sender_has_closed(hold: Hold, side: Side) -> None:
+    ends = hold(receive_buffer=64 * KIB)
+    near, far = ends.pair(side)
+    upload = Upload(near, 8 * MIB)
+    received = hashlib.sha256()
+    while data := far.recv(64 * KIB):
+        received.update(data)
+        time.sleep(0.002)
+    assert received.digest() == upload.digest()
+    far.close()
+    assert ends.end() == "closed"
+
+
+def test_a_slow_reader_in_one_direction_does_not_hold_up_the_other(hold: Hold) -> None:
+    client, target = hold().pair()
+    push(client, 64 * MIB, quiet=0.2)
+    upload = Upload(target, 8 * MIB)
+    assert digest_to_eof(client) == upload.digest()
+
+
+# Every read of VeilLink's takes a millisecond: whoever sends and reads is faster, and neither is ever waited for.
+SLOWED = ("strace", "-f", "-o", "/dev/null", "-e", "trace=recvfrom", "-e", "inject=recvfrom:delay_enter=1000")
+
+
+@pytest.mark.skipif(not shutil.which("strace"), reason="needs strace")
+def test_a_transfer_that_never_pauses_leaves_room_for_small_talk(network: Network, hold: Hold) -> None:
+    for buffers in ("ipv4/tcp_rmem", "ipv4/tcp_wmem"):  # otherwise the first window is no longer than one read
+        network.set(buffers, "4096 4194304 16777216")
+    ends = hold(before=SLOWED)
+    source, sink = ends.pair()
+    drained = threading.Thread(target=digest_to_eof, args=(sink,))
+    drained.start()
+    flood = Upload(source, 4096 * MIB)
+    waited = []
+    with ends.veillink.connect(ends.veillink.echo_port) as talk:
+        until = time.monotonic() + 2
+        while time.monotonic() < until:
+            began = time.monotonic()
+            talk.sendall(b"small talk")
+            read_exactly(talk, 10)
+            waited.append(time.monotonic() - began)
+    source.shutdown(socket.SHUT_RDWR)
+    for thread in (flood, drained):
+        thread.join()
+    sink.close()
+    (line,) = ends.veillink.access()
+    assert line["bytes_in"] > 32 * MIB
+    assert max(waited) < 0.5

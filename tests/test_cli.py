@@ -1,0 +1,324 @@
+"""Tests of the command line: options and where they come from, --check, exit codes."""
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import gevent
+import pytest
+
+import veillink
+from veillink import cli
+from veillink.cli import main, parser
+from veillink.daemon import Settings
+from veillink.log import LEVELS, Log
+from veillink.model import Address, Rule, Target, Timeouts
+
+from .sockets import Sockets, address_of, eventually
+from .system.harness import HOST, free_port
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start without options from outside."""
+    for name in [name for name in os.environ if name.startswith("VEILLINK_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def rules_file(tmp_path: Path) -> Path:
+    path = tmp_path / "rules.csv"
+    path.write_text("8080,db,5432\n")
+    return path
+
+
+# --- options ---------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_needs_to_be_given() -> None:
+    options = parser().parse_args([])
+    assert options.config == "config.csv"
+    assert options.check is options.strict is False
+    assert options.access_log is True
+    assert (options.drain_timeout, options.max_connections) == (30.0, 0)
+    assert (options.log_format, options.log_level) == ("text", "info")
+    assert Timeouts(**{field.name: getattr(options, field.name) for field in fields(Timeouts)}) == Timeouts()
+
+
+OPTIONS: list[tuple[str, str, str, Any]] = [
+    ("--config=other.csv", "VEILLINK_CONFIG=other.csv", "config = other.csv", "other.csv"),
+    ("--check", "VEILLINK_CHECK=true", "check = true", True),
+    ("--strict", "VEILLINK_STRICT=true", "strict = true", True),
+    ("--drain-timeout=2m", "VEILLINK_DRAIN_TIMEOUT=2m", "drain-timeout = 2m", 120.0),
+    ("--max-connections=7", "VEILLINK_MAX_CONNECTIONS=7", "max-connections = 7", 7),
+    ("--relay=copy", "VEILLINK_RELAY=copy", "relay = copy", "copy"),
+    ("--log-format=json", "VEILLINK_LOG_FORMAT=json", "log-format = json", "json"),
+    ("--log-level=debug", "VEILLINK_LOG_LEVEL=debug", "log-level = debug", "debug"),
+    ("--no-access-log", "VEILLINK_ACCESS_LOG=false", "access-log = false", False),
+    ("--connect-timeout=250ms", "VEILLINK_CONNECT_TIMEOUT=250ms", "connect-timeout = 250ms", 0.25),
+    ("--idle-timeout=1h", "VEILLINK_IDLE_TIMEOUT=1h", "idle-timeout = 1h", 3600.0),
+    ("--half-close-timeout=0", "VEILLINK_HALF_CLOSE_TIMEOUT=0", "half-close-timeout = 0", 0.0),
+    ("--max-lifetime=1h", "VEILLINK_MAX_LIFETIME=1h", "max-lifetime = 1h", 3600.0),
+    ("--keepalive=10s", "VEILLINK_KEEPALIVE=10s", "keepalive = 10s", 10.0),
+    ("--dns-refresh=5s", "VEILLINK_DNS_REFRESH=5s", "dns-refresh = 5s", 5.0),
+]
+
+
+@pytest.mark.parametrize(("argument", "variable", "setting", "value"), OPTIONS)
+def test_every_option_is_an_argument_a_variable_and_a_setting(
+    argument: str, variable: str, setting: str, value: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = setting.partition(" ")[0].replace("-", "_")
+    assert getattr(parser().parse_args([argument]), name) == value
+    (tmp_path / "settings").write_text(setting + "\n")
+    assert getattr(parser().parse_args([f"--settings={tmp_path / 'settings'}"]), name) == value
+    monkeypatch.setenv(*variable.split("="))
+    assert getattr(parser().parse_args([]), name) == value
+
+
+def test_every_option_is_in_the_table_of_this_test() -> None:
+    options = {action.dest for action in parser()._actions} - {"help", "version", "settings"}
+    assert options == {setting.partition(" ")[0].replace("-", "_") for _, _, setting, _ in OPTIONS}
+
+
+def test_the_command_line_goes_before_the_environment_and_that_before_the_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "settings").write_text("drain-timeout = 1s\nkeepalive = 1s\nidle-timeout = 1s\n")
+    monkeypatch.setenv("VEILLINK_SETTINGS", str(tmp_path / "settings"))
+    monkeypatch.setenv("VEILLINK_KEEPALIVE", "2s")
+    monkeypatch.setenv("VEILLINK_IDLE_TIMEOUT", "2s")
+    options = parser().parse_args(["--idle-timeout=3s"])
+    assert (options.drain_timeout, options.keepalive, options.idle_timeout) == (1.0, 2.0, 3.0)
+    assert options.connect_timeout == 5.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--nonsense"], "--nonsense"),
+        (["rules.csv"], "rules.csv"),
+        (["--conf=x"], "--conf"),
+        (["--idle-timeout=5"], '--idle-timeout: "5" is not a duration: write 250ms, 5s, 2m, 1h or 0'),
+        (["--idle-timeout=-5s"], "is not a duration"),
+        (["--keepalive=10h"], "is not between 1s and 9h"),
+        (["--dns-refresh=0"], "is less than 1s"),
+        (["--max-connections=-1"], "is not a whole number"),
+        (["--max-connections=８"], "is not a whole number"),
+        (["--max-connections=1e3"], "is not a whole number"),
+        (["--log-level=loud"], "loud"),
+        (["--log-format=xml"], "xml"),
+        (["--settings=/nonexistent"], "/nonexistent"),
+    ],
+)
+def test_wrong_usage_is_told_in_one_line_and_ends_with_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    assert exit_.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("veillink: error: ")
+    assert message in last
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"), [("VEILLINK_IDLE_TIMEOUT", "soon"), ("VEILLINK_MAX_CONNECTIONS", "many")]
+)
+def test_a_wrong_variable_is_wrong_usage_too(variable: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SystemExit) as exit_:
+        main([])
+    assert exit_.value.code == 2
+
+
+def test_an_unknown_setting_is_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "settings").write_text("idle-timeot = 5s\n")
+    with pytest.raises(SystemExit) as exit_:
+        main([f"--settings={tmp_path / 'settings'}"])
+    assert exit_.value.code == 2
+    assert "idle-timeot" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argument", "shown"),
+    [("--version", f"veillink {veillink.__version__}\n"), ("--help", "--half-close-timeout TIME")],
+)
+def test_questions_about_the_program_are_answered_with_0(
+    argument: str, shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main([argument])
+    assert exit_.value.code == 0
+    assert shown in capsys.readouterr().out
+
+
+# --- --check ---------------------------------------------------------------------------------------------------------
+
+
+def test_check_shows_the_rules_as_understood(rules_file: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    rules_file.write_text("8080,db,5432\n[::1]:8081,::1,80,name=web\n[::1]:8081,::2,80,weight=3\n")
+    assert main(["--check", f"--config={rules_file}"]) == 0
+    assert capfd.readouterr().out.splitlines() == [
+        "8080: *:8080 -> db:5432",
+        "web: [::1]:8081 -> [::1]:80, [::2]:80 weight=3",
+        f"{rules_file}: 2 rules, 0 problems",
+    ]
+
+
+def test_check_shows_every_problem_and_ends_with_1(rules_file: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    rules_file.write_text("8080,db,5432\n8081,db,0\n8082,-,80\n")
+    assert main(["--check", f"--config={rules_file}"]) == 1
+    out = capfd.readouterr().out.splitlines()
+    assert out[0] == "8080: *:8080 -> db:5432"
+    assert [line.split(" ")[0] for line in out[1:3]] == [f"{rules_file}:2:3:", f"{rules_file}:3:2:"]
+    assert out[3] == f"{rules_file}: 1 rules, 2 problems"
+
+
+def test_check_of_a_file_that_is_not_there_is_a_problem(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["--check", f"--config={tmp_path / 'missing'}"]) == 1
+    assert capfd.readouterr().out.startswith(f"{tmp_path / 'missing'}: cannot be read: No such file")
+
+
+def test_check_listens_nowhere(rules_file: Path, sockets: Sockets) -> None:
+    taken = address_of(sockets.listener())
+    rules_file.write_text(f"{taken},db,5432\n")
+    assert main(["--check", f"--config={rules_file}"]) == 0
+
+
+def test_check_takes_the_defaults_of_the_command_line(rules_file: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    rules_file.write_text("8080,db,5432\n8081,db,5432,idle_timeout=0\n")
+    assert main(["--check", f"--config={rules_file}", "--idle-timeout=90s", "--max-lifetime=2h"]) == 0
+    assert capfd.readouterr().out.splitlines()[:2] == [
+        "8080: *:8080 -> db:5432 idle_timeout=90s max_lifetime=7200s",
+        "8081: *:8081 -> db:5432 max_lifetime=7200s",
+    ]
+
+
+DB = Address("db", 5432)
+
+
+@pytest.mark.parametrize(
+    ("rule", "shown"),
+    [
+        (Rule("8080", Address("", 8080), 1, (Target(DB),)), "8080: *:8080 -> db:5432"),
+        (
+            Rule("many", Address(HOST, 8000), 11, (Target(DB), Target(Address("::1", 80), fixed=True))),
+            "many: 127.0.0.1:8000-8010 -> db:5432-5442, [::1]:80",
+        ),
+        (
+            Rule("b", Address("", 80), 1, (Target(DB, weight=0), Target(DB, weight=3, backup=True))),
+            "b: *:80 -> db:5432 weight=0, db:5432 weight=3 backup",
+        ),
+        (
+            Rule("t", Address("", 80), 1, (Target(DB),), Timeouts(connect_timeout=0, idle_timeout=0.25, keepalive=10)),
+            "t: *:80 -> db:5432 connect_timeout=0 idle_timeout=0.25s keepalive=10s",
+        ),
+    ],
+)
+def test_a_rule_is_described_in_one_line(rule: Rule, shown: str) -> None:
+    assert cli._describe(rule) == shown
+
+
+# --- running ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def given(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Settings, Log]]:
+    """Note what the daemon would be given, and let it end with 7."""
+    notes: list[tuple[Settings, Log]] = []
+
+    def run(*given: Any) -> int:
+        notes.append(given)
+        return 7
+
+    monkeypatch.setattr(cli, "run", run)
+    return notes
+
+
+def test_the_options_reach_the_daemon(rules_file: Path, given: list[tuple[Settings, Log]]) -> None:
+    arguments = "--strict --drain-timeout=1s --max-connections=9 --relay=copy --keepalive=3s"
+    assert main([f"--config={rules_file}", *arguments.split()]) == 7
+    assert [settings for settings, _ in given] == [
+        Settings(str(rules_file), True, 1.0, 9, "copy", Timeouts(keepalive=3))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "json_lines", "level", "access"),
+    [
+        ([], False, "info", True),
+        (["--log-format=json", "--log-level=debug"], True, "debug", True),
+        (["--no-access-log"], False, "info", False),
+        (["--log-level=warning"], False, "warning", False),
+    ],
+)
+def test_the_options_reach_the_log(
+    arguments: list[str], json_lines: bool, level: str, access: bool, given: list[tuple[Settings, Log]]
+) -> None:
+    assert main(arguments) == 7
+    ((_, log),) = given
+    assert (log._json, LEVELS[log._level], log.access_lines) == (json_lines, level, access)
+
+
+def test_a_daemon_that_is_told_to_stop_ends_with_0(
+    rules_file: Path, signals: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rules_file.write_text(f"{HOST}:{free_port()},{HOST},1\n")
+    running = gevent.spawn(main, [f"--config={rules_file}"])
+    out = ""
+
+    def ready() -> bool:
+        nonlocal out
+        out += capfd.readouterr().out
+        return " ready " in out
+
+    eventually(ready)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert running.get() == 0
+    assert capfd.readouterr().out.endswith(" info stopped\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments"), [("", []), ("8080,db,0\n", []), ("8080,db,80\n8081,db,0\n", ["--strict"])]
+)
+def test_a_daemon_that_cannot_start_ends_with_1(
+    text: str, arguments: list[str], rules_file: Path, signals: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rules_file.write_text(text)
+    assert main([f"--config={rules_file}", *arguments]) == 1
+    assert "not started: " in capfd.readouterr().out
+
+
+# --- as a program ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "command", [[sys.executable, "-m", "veillink"], [str(Path(sys.executable).with_name("veillink"))]]
+)
+def test_it_is_a_module_and_a_command(command: list[str], rules_file: Path) -> None:
+    done = subprocess.run(
+        [*command, "--check", f"--config={rules_file}"], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("8080: *:8080 -> db:5432\n")
+
+
+def test_descriptors_that_the_parent_has_closed_are_opened() -> None:
+    code = "import os; from veillink import cli; os.closerange(0, 3); cli.main(['--check', '--config=/']); "
+    done = subprocess.run([sys.executable, "-c", code + "os._exit(os.dup(1))"], timeout=30, check=False)
+    assert done.returncode >= 3  # else a socket might have become descriptor 1
+
+
+def test_a_reader_that_leaves_early_gets_no_traceback(rules_file: Path) -> None:
+    rules_file.write_text("".join(f"{port},db,5432\n" for port in range(10_000, 13_000)))  # more than a pipe holds
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "veillink", "--check", f"--config={rules_file}"]
+    with os.fdopen(writer) as stdout:
+        done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,340 @@
+"""Tests of one process's life: reading the rules, heeding signals, draining, leaving."""
+
+import os
+import resource
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gevent
+import pytest
+from gevent import socket
+
+from veillink import daemon
+from veillink.daemon import Settings, read_rules
+from veillink.model import Address, Timeouts
+from veillink.rules import MAX_FILE, Problem
+
+from .sockets import Journal, Sockets, address_of, eventually, open_files
+from .system.harness import HOST, free_port, read_exactly, read_to_eof
+
+DEFAULT = Timeouts()
+
+
+def send(number: signal.Signals) -> None:
+    os.kill(os.getpid(), number)
+
+
+# --- reading the rules -----------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_read_with_the_defaults_given(tmp_path: Path) -> None:
+    path = tmp_path / "rules.csv"
+    path.write_text("8080,db,5432\n8081,db,70000\n")
+    rules, problems = read_rules(str(path), Timeouts(idle_timeout=7))
+    assert [(rule.name, rule.timeouts.idle_timeout) for rule in rules.rules] == [("8080", 7)]
+    assert [(problem.line, problem.column) for problem in problems] == [(2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda path: None, "No such file or directory"),
+        (Path.mkdir, "it is a directory"),
+        (os.mkfifo, "it is no regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "it is no regular file"),
+        (lambda path: path.symlink_to(path), "Too many levels of symbolic links"),
+    ],
+    ids=["missing", "directory", "FIFO", "device", "loop of links"],
+)
+def test_what_is_no_file_is_a_problem_of_one_line(make: Callable[[Path], object], reason: str, tmp_path: Path) -> None:
+    make(tmp_path / "rules.csv")
+    before = open_files()
+    rules, problems = read_rules(str(tmp_path / "rules.csv"), DEFAULT)
+    assert rules.rules == ()
+    assert problems == (Problem(0, 0, f"cannot be read: {reason}"),)
+    assert open_files() == before
+
+
+def test_a_file_that_is_too_large_is_not_read_whole(tmp_path: Path) -> None:
+    path = tmp_path / "rules.csv"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    assert len(daemon.read_regular(str(path), MAX_FILE + 1)) == MAX_FILE + 1
+    _, (problem,) = read_rules(str(path), DEFAULT)
+    assert "larger than 16 MiB" in problem.message
+
+
+# --- signals ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sent", "notes"),
+    [
+        ([signal.SIGHUP], ["reload"]),
+        ([signal.SIGUSR1], ["dump"]),
+        ([signal.SIGTERM], ["stop"]),
+        ([signal.SIGINT], ["stop"]),
+        ([signal.SIGHUP] * 50, ["reload"]),
+        ([signal.SIGHUP, signal.SIGUSR1, signal.SIGHUP], ["reload", "dump"]),
+        ([signal.SIGTERM, signal.SIGTERM], ["stop", "stop"]),
+        ([signal.SIGHUP, signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ["reload", "stop", "stop"]),
+    ],
+)
+def test_notes_are_taken_in_order_reloads_once_and_stops_each(
+    sent: list[signal.Signals], notes: list[str], signals: None
+) -> None:
+    inbox = daemon._Inbox()
+    taken = []
+    for number in sent:
+        send(number)
+        gevent.sleep(0.001)  # the loop sees the same signal twice only if it has looked in between
+    while note := inbox.take(0.01):
+        taken.append(note)
+    assert taken == notes
+
+
+def test_a_reload_that_was_begun_does_not_swallow_the_next(signals: None) -> None:
+    inbox = daemon._Inbox()
+    for _ in range(3):
+        send(signal.SIGHUP)
+        assert inbox.take(5) == "reload"
+    assert inbox.take(0) is None
+
+
+def test_who_waits_for_a_note_wakes_up_with_it(signals: None) -> None:
+    inbox = daemon._Inbox()
+    gevent.spawn_later(0.01, send, signal.SIGUSR1)
+    assert inbox.take() == "dump"
+
+
+# --- a whole life ----------------------------------------------------------------------------------------------------
+
+
+class Life:
+    """A daemon that runs in a greenlet of the test."""
+
+    def __init__(self, path: Path, journal: Journal, **settings: Any) -> None:
+        self.path = path
+        self.journal = journal
+        whole: dict[str, Any] = {"strict": False, "drain_timeout": 5.0, "max_connections": 0}
+        whole |= {"relay": "auto", "timeouts": DEFAULT}
+        self._settings = Settings(config=str(path), **whole | settings)
+        self._greenlet = gevent.spawn(daemon.run, self._settings, journal.log)
+
+    def ready(self) -> "Life":
+        self.journal.wait_for("ready")
+        return self
+
+    def code(self) -> int:
+        """Wait for its end and return its exit code."""
+        return self._greenlet.get()
+
+    def __enter__(self) -> "Life":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._greenlet.ready():
+            send(signal.SIGTERM)
+            gevent.sleep(0.01)
+            send(signal.SIGTERM)
+            self._greenlet.join()
+
+
+@pytest.fixture
+def live(signals: None, journal: Journal, tmp_path: Path) -> Iterator[Callable[..., Life]]:
+    """Start a daemon with this text as its rules."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lives: list[Life] = []
+
+    def _live(text: str, **settings: Any) -> Life:
+        path = tmp_path / "rules.csv"
+        path.write_text(text)
+        lives.append(Life(path, journal, **settings))
+        return lives[-1]
+
+    yield _live
+    for life in lives:
+        with life:
+            pass
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+Live = Callable[..., Life]
+
+
+@pytest.fixture
+def port(hub: None) -> int:
+    return free_port()
+
+
+@pytest.fixture
+def backend(sockets: Sockets) -> socket.socket:
+    return sockets.listener()
+
+
+def row(port: int, backend: socket.socket) -> str:
+    return f"{HOST}:{port},{HOST},{address_of(backend).port}\n"
+
+
+def talk(sockets: Sockets, port: int, backend: socket.socket) -> tuple[socket.socket, socket.socket]:
+    """Return a client and the target that it was forwarded to, after a word."""
+    client = sockets.client(Address(HOST, port))
+    target = sockets.accept(backend)
+    client.sendall(b"word")
+    assert read_exactly(target, 4) == b"word"
+    return client, target
+
+
+def test_told_to_stop_without_a_connection_it_leaves_at_once_with_0(
+    live: Live, port: int, backend: socket.socket, journal: Journal
+) -> None:
+    life = live(row(port, backend)).ready()
+    send(signal.SIGTERM)
+    assert life.code() == 0
+    assert [line["message"] for line in journal.finish()][-2:] == ["stopping", "stopped"]
+
+
+def test_told_to_stop_it_lets_connections_finish(
+    live: Live, sockets: Sockets, port: int, backend: socket.socket
+) -> None:
+    life = live(row(port, backend)).ready()
+    client, target = talk(sockets, port, backend)
+    send(signal.SIGTERM)
+    life.journal.wait_for("stopping")
+    with pytest.raises(ConnectionRefusedError):
+        sockets.client(Address(HOST, port))
+    client.sendall(b"still here")
+    assert read_exactly(target, 10) == b"still here"
+    client.close()
+    target.close()
+    assert life.code() == 0
+
+
+@pytest.mark.parametrize(("drain_timeout", "stops"), [(0.05, 1), (60.0, 2), (0.0, 1)])
+def test_a_drain_that_takes_too_long_or_is_cut_short_ends_with_1(
+    drain_timeout: float, stops: int, live: Live, sockets: Sockets, port: int, backend: socket.socket
+) -> None:
+    life = live(row(port, backend), drain_timeout=drain_timeout).ready()
+    client, target = talk(sockets, port, backend)
+    for _ in range(stops):
+        send(signal.SIGTERM)
+        gevent.sleep(0.001)
+    assert life.code() == 1
+    for far in (client, target):
+        with pytest.raises(ConnectionResetError):
+            read_to_eof(far)
+    life.journal.finish()
+    (line,) = life.journal.access()
+    assert line["end"] == "drained"
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "last_words"),
+    [
+        ("", {}, "not started: no rule could be started"),
+        ("8080,db,70000\n", {}, "not started: no rule could be started"),
+        ("192.0.2.1:8080,db,80\n", {}, "not started: no rule could be started"),
+        ("8080,db,80\n8081,db,70000\n", {"strict": True}, "has problems and --strict was given"),
+    ],
+    ids=["no rule", "no good rule", "no listener", "strict"],
+)
+def test_what_cannot_start_says_why_and_ends_with_1(
+    text: str, settings: dict[str, Any], last_words: str, live: Live, journal: Journal
+) -> None:
+    assert live(text, **settings).code() == 1
+    last = journal.finish()[-1]
+    assert last["level"] == "error"
+    assert last_words in last["message"]
+
+
+def test_too_few_descriptors_for_one_connection_are_told(
+    live: Live, port: int, backend: socket.socket, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon, "raise_fd_limit", lambda: 34)
+    assert live(row(port, backend)).code() == 1
+    assert "35 file descriptors are needed" in journal.finish()[-1]["message"]
+
+
+def test_a_bad_row_is_reported_and_the_others_run(
+    live: Live, sockets: Sockets, port: int, backend: socket.socket, journal: Journal
+) -> None:
+    life = live("1,db,70000\n" + row(port, backend)).ready()
+    talk(sockets, port, backend)
+    (problem,) = journal.lines("70000")
+    assert problem["message"].startswith(f"{life.path}:1:3: ")
+
+
+def test_told_to_reload_it_does_as_the_file_says_now(
+    live: Live, sockets: Sockets, port: int, backend: socket.socket
+) -> None:
+    life = live(row(port, backend)).ready()
+    other = free_port()
+    life.path.write_text(row(other, backend))
+    send(signal.SIGHUP)
+    life.journal.wait_for("reloaded")
+    talk(sockets, other, backend)
+    with pytest.raises(ConnectionRefusedError):
+        sockets.client(Address(HOST, port))
+
+
+@pytest.mark.parametrize("text", ["{row}1,db,70000\n", "# nothing\n", None], ids=["a typo", "no rule", "no file"])
+def test_a_file_with_any_problem_takes_nothing_away(
+    text: str | None, live: Live, sockets: Sockets, port: int, backend: socket.socket, journal: Journal
+) -> None:
+    life = live(row(port, backend)).ready()
+    client, target = talk(sockets, port, backend)
+    if text is None:
+        life.path.unlink()
+    else:
+        life.path.write_text(text.format(row=row(free_port(), backend)))
+    send(signal.SIGHUP)
+    assert journal.wait_for("not reloaded")["level"] == "error"
+    assert str(life.path) in journal.lines()[-2]["message"]
+    talk(sockets, port, backend)
+    client.sendall(b"still here")
+    assert read_exactly(target, 10) == b"still here"
+
+
+def test_told_to_dump_it_writes_what_runs(
+    live: Live, sockets: Sockets, port: int, backend: socket.socket, journal: Journal
+) -> None:
+    live(row(port, backend) + f"192.0.2.1:{port},db,80\n").ready()
+    client, target = talk(sockets, port, backend)
+    client.close()
+    target.close()
+    eventually(journal.access)
+    client, _ = talk(sockets, port, backend)
+    send(signal.SIGUSR1)
+    connection = journal.wait_for("state of connection")
+    assert connection["client"] == str(address_of(client))
+    assert (connection["rule"], connection["bytes_in"], connection["bytes_out"]) == (f"{HOST}:{port}", 4, 0)
+    (rule,) = journal.lines("state of rule")
+    assert (rule["ended"], rule["bytes_in"], rule["ends"]) == (1, 4, "closed:1")
+    (listener,) = journal.lines("state of listener")
+    assert listener["listen"] == f"192.0.2.1:{port}"
+    whole = next(line for line in journal.lines() if line.get("message") == "state")
+    assert whole["connections"] == 1
+
+
+def test_a_start_is_announced(live: Live, port: int, backend: socket.socket, journal: Journal) -> None:
+    live(row(port, backend)).ready()
+    started, rule, warning, ready = journal.lines()
+    assert started["message"].startswith("VeilLink ")
+    assert (started["pid"], started["rules"]) == (os.getpid(), 1)
+    assert rule["targets"] == str(address_of(backend))
+    assert "idle_timeout" in warning["message"]
+    assert ready["listeners"] == 1
+
+
+@pytest.mark.parametrize(("mode", "warned"), [(0o644, False), (0o666, True), (0o664, False)])
+def test_a_file_that_everybody_may_change_is_warned_of(
+    mode: int, warned: bool, tmp_path: Path, journal: Journal
+) -> None:
+    path = tmp_path / "rules.csv"
+    path.touch()
+    path.chmod(mode)
+    daemon._warn_about_file(str(path), journal.log)
+    daemon._warn_about_file(str(tmp_path / "missing"), journal.log)
+    assert len(journal.finish()) == warned

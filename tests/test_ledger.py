@@ -1,0 +1,102 @@
+"""Tests of the account of connections."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from veillink.ledger import Entry, Ledger
+from veillink.model import Address, End
+
+CLIENT = Address("192.0.2.7", 50000)
+LISTEN = Address("", 8080)
+
+CONNECTIONS = st.lists(
+    st.tuples(
+        st.sampled_from(["web", "db"]),
+        st.integers(0, 1 << 40),
+        st.integers(0, 1 << 40),
+        st.sampled_from(End),
+        st.booleans(),
+    )
+)
+
+
+def opened(ledger: Ledger, rule: str = "web", now: float = 0.0) -> Entry:
+    return ledger.open(rule, CLIENT, LISTEN, now, lambda ended: None)
+
+
+@given(CONNECTIONS)
+def test_nothing_stays_live_and_totals_add_up(connections: list[tuple[str, int, int, End, bool]]) -> None:
+    ledger = Ledger()
+    live: dict[int, tuple[Entry, End]] = {}
+    for rule, bytes_in, bytes_out, end, close_oldest in connections:
+        entry = opened(ledger, rule)
+        entry.inbound.bytes, entry.outbound.bytes = bytes_in, bytes_out
+        live[entry.number] = entry, end
+        if close_oldest:
+            ledger.close(*live.pop(min(live)))
+        assert ledger.live == {number: entry for number, (entry, _) in live.items()}
+    for entry, end in live.values():
+        ledger.close(entry, end)
+    assert ledger.live == {}
+    for name in ("web", "db"):
+        mine = [connection for connection in connections if connection[0] == name]
+        totals = ledger.totals[name]
+        assert totals.connections == len(mine)
+        assert totals.bytes_in == sum(connection[1] for connection in mine)
+        assert totals.bytes_out == sum(connection[2] for connection in mine)
+        assert totals.ends == Counter(connection[3] for connection in mine)
+
+
+def test_a_number_is_never_given_twice() -> None:
+    ledger = Ledger()
+    numbers = []
+    for _ in range(5):
+        entry = opened(ledger)
+        numbers.append(entry.number)
+        ledger.close(entry, End.CLOSED)
+    assert numbers == [1, 2, 3, 4, 5]
+
+
+def test_a_connection_cannot_be_closed_twice() -> None:
+    ledger = Ledger()
+    entry = opened(ledger)
+    ledger.close(entry, End.CLOSED)
+    with pytest.raises(KeyError):
+        ledger.close(entry, End.CLOSED)
+    assert ledger.totals["web"].connections == 1
+
+
+def test_the_summary_of_a_connection_tells_its_whole_story() -> None:
+    entry = opened(Ledger(), now=100.0)
+    entry.target, entry.connected = Address("::1", 80), 100.0123
+    entry.tried = ("10.0.0.1:80 ECONNREFUSED", "10.0.0.2:80 ETIMEDOUT")
+    entry.inbound.bytes, entry.outbound.bytes = 3, 4
+    assert list(entry.summary(End.CLOSED, 102.5).items()) == [
+        ("rule", "web"),
+        ("id", 1),
+        ("client", "192.0.2.7:50000"),
+        ("listen", "*:8080"),
+        ("target", "[::1]:80"),
+        ("tried", "10.0.0.1:80 ECONNREFUSED, 10.0.0.2:80 ETIMEDOUT"),
+        ("bytes_in", 3),
+        ("bytes_out", 4),
+        ("connect_ms", 12.3),
+        ("duration_ms", 2500.0),
+        ("end", "closed"),
+    ]
+
+
+def test_what_never_was_is_none() -> None:
+    summary = opened(Ledger()).summary(End.CONNECT_REFUSED, 0.0)
+    assert [key for key, value in summary.items() if value is None] == ["target", "tried", "connect_ms"]
+
+
+def test_an_entry_knows_how_to_end_its_connection() -> None:
+    told: list[Exception] = []
+    entry = Ledger().open("web", CLIENT, LISTEN, 0.0, told.append)
+    reason = ValueError()
+    entry.interrupt(reason)
+    assert told == [reason]

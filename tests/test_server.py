@@ -1,0 +1,565 @@
+"""Tests of a rule set at work: listeners, changes of the rules, limits, the end."""
+
+import errno
+import socket as stdlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import gevent
+import pytest
+from gevent import socket
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from veillink import net, server
+from veillink.model import Address, RuleSet
+from veillink.rules import parse
+from veillink.server import Descriptors, Server
+
+from .sockets import Journal, Sockets, address_of, eventually
+from .system.harness import HOST, free_port, read_exactly, read_to_eof
+
+FD_LIMIT = 1000
+
+
+def rules(*rows: str) -> RuleSet:
+    """Return the rules of these rows, which have no problem."""
+    parsed, problems = parse("\n".join(rows).encode())
+    assert not problems
+    return parsed
+
+
+@pytest.fixture
+def start(journal: Journal) -> Iterator[Callable[..., Server]]:
+    """Make a server; afterwards nothing of it goes on."""
+    servers: list[Server] = []
+
+    def _start(*rows: str, max_connections: int = 0) -> Server:
+        servers.append(Server(journal.log, "rules.csv", Descriptors(FD_LIMIT), max_connections))
+        servers[-1].apply(rules(*rows))
+        return servers[-1]
+
+    yield _start
+    for each in servers:
+        each.apply(RuleSet())
+    gevent.sleep(0)
+    for each in servers:
+        each.cut()
+    eventually(lambda: not any(each.gate.taken for each in servers))
+
+
+Start = Callable[..., Server]
+
+
+@pytest.fixture
+def port(hub: None) -> int:
+    return free_port()
+
+
+@pytest.fixture
+def other_port(hub: None) -> int:
+    return free_port()
+
+
+@pytest.fixture
+def backend(sockets: Sockets) -> socket.socket:
+    return sockets.listener()
+
+
+@pytest.fixture
+def other_backend(sockets: Sockets) -> socket.socket:
+    return sockets.listener()
+
+
+def row(port: int, backend: socket.socket, options: str = "") -> str:
+    return f"{HOST}:{port},{HOST},{address_of(backend).port},{options}"
+
+
+@dataclass
+class Talk:
+    """A client and the target that it was forwarded to."""
+
+    client: socket.socket
+    target: socket.socket
+
+    def works(self) -> bool:
+        self.client.sendall(b"ping")
+        self.target.sendall(read_exactly(self.target, 4))
+        return read_exactly(self.client, 4) == b"ping"
+
+    def close(self) -> None:
+        self.client.close()
+        self.target.close()
+
+
+def talk_to(sockets: Sockets, port: int, backend: socket.socket, host: str = HOST) -> Talk:
+    return Talk(sockets.client(Address(host, port)), sockets.accept(backend))
+
+
+# --- listeners -------------------------------------------------------------------------------------------------------
+
+
+def test_a_rule_forwards_from_each_of_its_ports(sockets: Sockets, start: Start) -> None:
+    first = second = free_port()
+    while second != first + 1:
+        first, second = second, free_port()
+    backends = [sockets.listener(port=free_port()) for _ in range(2)]
+    start(f"{HOST}:{first}-{second},{HOST},{address_of(backends[0]).port}")
+    for listen_port in (first, second):
+        assert talk_to(sockets, listen_port, backends[0]).works()
+
+
+def test_an_ipv4_client_of_a_listener_on_every_address_is_shown_as_one(
+    sockets: Sockets, start: Start, port: int, backend: socket.socket, journal: Journal
+) -> None:
+    start(f"{port},{HOST},{address_of(backend).port}")
+    for host in (HOST, "::1"):
+        talk_to(sockets, port, backend, host).close()
+    eventually(lambda: len(journal.access()) == 2)
+    assert {line["client"].rpartition(":")[0] for line in journal.access()} == {HOST, "[::1]"}
+    assert {line["listen"] for line in journal.access()} == {f"*:{port}"}
+
+
+def test_a_rule_that_stays_the_same_is_not_touched(
+    sockets: Sockets, start: Start, port: int, other_port: int, backend: socket.socket
+) -> None:
+    running = start(row(port, backend))
+    (before,) = running.listeners.values()
+    socket_before, service = before.socket, before.service
+    talk = talk_to(sockets, port, backend)
+    running.apply(rules("# a comment moves it to another line", row(other_port, backend), row(port, backend)))
+    after = running.listeners[Address(HOST, port)]
+    assert after is before
+    assert (after.socket, after.service) == (socket_before, service)
+    assert after.service is service
+    assert talk.works()
+
+
+def test_an_added_rule_forwards(
+    sockets: Sockets, start: Start, port: int, other_port: int, backend: socket.socket
+) -> None:
+    running = start(row(port, backend))
+    running.apply(rules(row(port, backend), row(other_port, backend)))
+    assert talk_to(sockets, port, backend).works()
+    assert talk_to(sockets, other_port, backend).works()
+
+
+def test_a_removed_rule_refuses_and_its_connections_go_on(
+    sockets: Sockets, start: Start, port: int, other_port: int, backend: socket.socket
+) -> None:
+    running = start(row(port, backend), row(other_port, backend))
+    talk = talk_to(sockets, port, backend)
+    running.apply(rules(row(other_port, backend)))
+    with pytest.raises(ConnectionRefusedError):
+        sockets.client(Address(HOST, port))
+    assert talk.works()
+    assert talk_to(sockets, other_port, backend).works()
+
+
+def test_a_changed_rule_keeps_its_socket_and_its_connections_their_target(
+    sockets: Sockets, start: Start, port: int, backend: socket.socket, other_backend: socket.socket
+) -> None:
+    running = start(row(port, backend))
+    before = running.listeners[Address(HOST, port)].socket
+    talk = talk_to(sockets, port, backend)
+    running.apply(rules(row(port, other_backend, "name=other")))
+    assert running.listeners[Address(HOST, port)].socket is before
+    assert talk_to(sockets, port, other_backend).works()
+    assert talk.works()
+
+
+def test_a_rule_may_become_one_of_a_range_and_back(
+    sockets: Sockets, start: Start, port: int, backend: socket.socket
+) -> None:
+    running = start(row(port, backend))
+    before = running.listeners[Address(HOST, port)].socket
+    wide = f"{HOST}:{port - 1}-{port},{HOST},{address_of(backend).port}"
+    running.apply(rules(wide))
+    assert running.listeners[Address(HOST, port)].socket is before
+    assert running.listeners[Address(HOST, port)].offset == 1
+    running.apply(rules(row(port, backend)))
+    assert {address: listener.offset for address, listener in running.listeners.items()} == {Address(HOST, port): 0}
+    assert talk_to(sockets, port, backend).works()
+
+
+@pytest.mark.parametrize(("before", "after"), [("{port}", "127.0.0.1:{port}"), ("127.0.0.1:{port}", "{port}")])
+def test_one_address_may_take_the_place_of_every_address_and_the_other_way_round(
+    before: str, after: str, sockets: Sockets, start: Start, port: int, backend: socket.socket
+) -> None:
+    target = f",{HOST},{address_of(backend).port}"
+    running = start(before.format(port=port) + target)
+    running.apply(rules(after.format(port=port) + target))
+    assert running.down == {}
+    assert talk_to(sockets, port, backend).works()
+
+
+def test_changed_keepalive_counts_for_new_connections(
+    sockets: Sockets, start: Start, port: int, backend: socket.socket
+) -> None:
+    running = start(row(port, backend, "keepalive=60s"))
+    running.apply(rules(row(port, backend, "keepalive=30s")))
+    listening: Any = running.listeners[Address(HOST, port)].socket
+    options = net.socket_options(30)
+    assert {o: listening.getsockopt(*o[:2]) for o in options} == {o: o[2] for o in options}
+
+
+def test_keepalive_that_is_switched_off_leaves_nothing_behind(
+    start: Start, port: int, other_port: int, backend: socket.socket
+) -> None:
+    running = start(row(port, backend, "keepalive=60s"))
+    running.apply(rules(row(port, backend, "keepalive=0"), row(other_port, backend, "keepalive=0")))
+    changed, new = (running.listeners[Address(HOST, each)].socket for each in (port, other_port))
+    for option in (socket.SO_KEEPALIVE, net._TCP_RTO_MAX_MS if net._HAS_RTO_MAX else socket.TCP_NODELAY):
+        level = socket.SOL_SOCKET if option == socket.SO_KEEPALIVE else socket.IPPROTO_TCP
+        assert changed.getsockopt(level, option) == new.getsockopt(level, option)
+
+
+def test_who_waits_in_the_kernel_s_queue_is_served_though_the_rule_is_removed(
+    sockets: Sockets, start: Start, port: int, backend: socket.socket
+) -> None:
+    running = start(row(port, backend))
+    with stdlib.create_connection((HOST, port)) as early:  # blocks the loop: nobody accepts meanwhile
+        running.apply(RuleSet())
+        target = sockets.accept(backend)
+        early.sendall(b"still served")
+        assert read_exactly(target, 12) == b"still served"
+
+
+# --- listeners that cannot be had ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Try listeners that are down again soon."""
+    monkeypatch.setattr(server, "_FIRST_RETRY", 0.02)
+    monkeypatch.setattr(server, "_LAST_RETRY", 0.05)
+
+
+def test_a_listener_that_cannot_be_had_is_reported_and_tried_again(
+    sockets: Sockets, start: Start, quick: None, other_port: int, backend: socket.socket, journal: Journal
+) -> None:
+    taken = sockets.listener(port=free_port())
+    port = address_of(taken).port
+    running = start("# rules", row(port, backend, "name=db"), row(other_port, backend))
+    assert list(running.down) == [Address(HOST, port)]
+    assert talk_to(sockets, other_port, backend).works()
+    error = journal.wait_for("cannot listen")
+    assert error["level"] == "error"
+    assert error["rule"] == "db"
+    assert error["message"].startswith(
+        f"rules.csv:2: cannot listen on {HOST}:{port}: Address already in use (EADDRINUSE)"
+    )
+    taken.close()
+    again = journal.wait_for("listening at last")
+    assert (again["rule"], again["listen"]) == ("db", f"{HOST}:{port}")
+    assert running.down == {}
+    assert talk_to(sockets, port, backend).works()
+    eventually(lambda: running._retrier is None)
+
+
+def test_an_address_this_host_does_not_have_is_down(start: Start, port: int, backend: socket.socket) -> None:
+    running = start(f"192.0.2.1:{port},{HOST},{address_of(backend).port}")
+    assert "EADDRNOTAVAIL" in running.down[Address("192.0.2.1", port)]
+    assert running.listeners == {}
+
+
+def test_a_listener_that_is_down_is_given_up_with_its_rule(
+    sockets: Sockets, start: Start, quick: None, other_port: int, backend: socket.socket
+) -> None:
+    taken = sockets.listener(port=free_port())
+    running = start(row(address_of(taken).port, backend))
+    running.apply(rules(row(other_port, backend)))
+    assert running.down == {}
+    eventually(lambda: running._retrier is None)
+
+
+def test_a_listener_that_comes_late_serves_the_rule_of_now(
+    sockets: Sockets, start: Start, quick: None, backend: socket.socket, other_backend: socket.socket
+) -> None:
+    taken = sockets.listener(port=free_port())
+    port = address_of(taken).port
+    running = start(row(port, backend))
+    running.apply(rules(row(port, other_backend)))
+    taken.close()
+    eventually(lambda: running.listeners)
+    assert talk_to(sockets, port, other_backend).works()
+
+
+def test_a_listener_that_stays_down_is_reported_with_the_line_of_now(
+    sockets: Sockets, start: Start, backend: socket.socket, journal: Journal
+) -> None:
+    port = address_of(sockets.listener(port=free_port())).port
+    running = start(row(port, backend))
+    running.apply(rules("# one line more", row(port, backend)))
+    reports = [line["message"] for line in journal.finish() if "cannot listen" in line.get("message", "")]
+    assert [report.partition(": ")[0] for report in reports] == ["rules.csv:1", "rules.csv:2"]
+
+
+# --- accepting -------------------------------------------------------------------------------------------------------
+
+
+class FaultySocket(stdlib.socket):
+    """A listening socket whose next accepts fail with these errors."""
+
+    errors: list[int]
+
+    def _accept(self) -> Any:
+        if self.errors:
+            raise OSError(self.errors.pop(0), "injected")
+        return super()._accept()  # type: ignore[misc]
+
+
+def make_faulty(running: Server, *errors: int) -> FaultySocket:
+    (listener,) = running.listeners.values()
+    listening: Any = listener.socket
+    faulty = FaultySocket(fileno=listening.detach())
+    faulty.errors = list(errors)
+    listener.socket = faulty
+    return faulty
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EPERM])
+def test_a_failed_accept_costs_a_pause_and_one_line(
+    number: int, sockets: Sockets, start: Start, port: int, backend: socket.socket, journal: Journal
+) -> None:
+    make_faulty(start(row(port, backend)), number, number)
+    started = time.monotonic()
+    assert talk_to(sockets, port, backend).works()
+    assert time.monotonic() - started >= 2 * 0.1
+    lines = [line for line in journal.finish() if "cannot accept" in line.get("message", "")]
+    assert [(line["listen"], line["reason"]) for line in lines] == [(f"{HOST}:{port}", errno.errorcode[number])]
+
+
+@pytest.mark.parametrize("number", [errno.ECONNABORTED, errno.EINTR, errno.EPROTO])
+def test_a_client_that_gave_up_before_accept_costs_nothing(
+    number: int, sockets: Sockets, start: Start, port: int, backend: socket.socket, journal: Journal
+) -> None:
+    make_faulty(start(row(port, backend)), *[number] * 20)
+    started = time.monotonic()
+    assert talk_to(sockets, port, backend).works()
+    assert time.monotonic() - started < 0.1 * 20
+    assert not [line for line in journal.finish() if "cannot accept" in line.get("message", "")]
+
+
+def test_a_rule_may_be_removed_while_its_listener_pauses(
+    sockets: Sockets, start: Start, port: int, backend: socket.socket
+) -> None:
+    running = start(row(port, backend))
+    faulty = make_faulty(running, errno.EMFILE)
+    early = sockets.client(Address(HOST, port))
+    eventually(lambda: not faulty.errors)
+    running.apply(RuleSet())
+    assert running.listeners == {}
+    assert faulty.fileno() < 0
+    target = sockets.accept(backend)
+    early.sendall(b"still served")
+    assert read_exactly(target, 12) == b"still served"
+
+
+@given(st.integers(0, 1 << 20), st.integers(0, 1000), st.booleans())
+def test_whatever_is_in_use_at_a_time_fits_into_the_descriptors(limit: int, listeners: int, splice: bool) -> None:
+    descriptors = Descriptors(limit, splice)
+    connections = descriptors.connections(listeners)
+    in_use = 2 * (connections + descriptors.lookups + descriptors.pipes) + descriptors.beside + listeners + 22
+    assert in_use in (limit, limit - 1)
+    assert splice or not descriptors.pipes
+
+
+@given(st.integers(0, 1000))
+def test_what_is_needed_is_the_least_with_which_one_connection_fits(listeners: int) -> None:
+    needed = Descriptors.needed(listeners)
+    assert Descriptors(needed).connections(listeners) > 0
+    assert Descriptors(needed - 1).connections(listeners) <= 0
+
+
+@pytest.mark.parametrize(
+    ("max_connections", "listeners", "limit"),
+    [
+        (0, 1, Descriptors(FD_LIMIT).connections(1)),
+        (0, 101, Descriptors(FD_LIMIT).connections(101)),
+        (7, 1, 7),
+        (10_000, 1, Descriptors(FD_LIMIT).connections(1)),
+        (0, FD_LIMIT, 0),
+    ],
+)
+def test_as_many_connections_are_held_as_descriptors_allow_and_the_operator_wants(
+    max_connections: int, listeners: int, limit: int, start: Start, quick: None
+) -> None:
+    rows = (f"192.0.2.1:{port},{HOST},80" for port in range(1, 1 + listeners))  # this host has no such address
+    assert start(*rows, max_connections=max_connections).gate.limit == limit
+
+
+def test_at_the_limit_clients_wait_and_are_served_when_others_leave(
+    sockets: Sockets, start: Start, port: int, backend: socket.socket
+) -> None:
+    running = start(row(port, backend), max_connections=2)
+    talks = [talk_to(sockets, port, backend) for _ in range(2)]
+    waiting = [sockets.client(Address(HOST, port)) for _ in range(3)]
+    eventually(lambda: running.gate._waiting)
+    assert all(talk.works() for talk in talks)
+    for client in waiting:
+        talks.pop(0).close()
+        talks.append(Talk(client, sockets.accept(backend)))
+        assert talks[-1].works()
+        assert running.gate.taken == 2
+
+
+def test_a_place_goes_to_a_client_of_another_listener_too(
+    sockets: Sockets, start: Start, port: int, other_port: int, backend: socket.socket
+) -> None:
+    running = start(row(port, backend), row(other_port, backend), max_connections=1)
+    first = talk_to(sockets, port, backend)  # its listener asks for the next place, but nobody comes to it
+    eventually(lambda: len(running.gate._waiting) == 1)
+    waiting = sockets.client(Address(HOST, other_port))
+    eventually(lambda: len(running.gate._waiting) == 2)
+    first.close()
+    waiting.sendall(b"at last")
+    with gevent.Timeout(1):
+        assert read_exactly(sockets.accept(backend), 7) == b"at last"
+
+
+def test_a_listener_that_waits_for_a_place_may_be_removed(
+    sockets: Sockets, start: Start, port: int, other_port: int, backend: socket.socket
+) -> None:
+    running = start(row(port, backend), row(other_port, backend), max_connections=1)
+    first = talk_to(sockets, port, backend)
+    eventually(lambda: running.gate._waiting)
+    running.apply(rules(row(other_port, backend)))
+    waiting = sockets.client(Address(HOST, other_port))
+    first.close()
+    waiting.sendall(b"at last")
+    assert read_exactly(sockets.accept(backend), 7) == b"at last"
+
+
+def test_a_raised_limit_lets_those_in_who_wait(
+    sockets: Sockets, start: Start, port: int, backend: socket.socket
+) -> None:
+    running = start(row(port, backend), max_connections=1)
+    first = talk_to(sockets, port, backend)
+    waiting = [sockets.client(Address(HOST, port)) for _ in range(3)]
+    eventually(lambda: running.gate._waiting)
+    running._max_connections = 0
+    running.apply(running.rules)
+    for _ in waiting:
+        sockets.accept(backend)
+    assert first.works()
+
+
+# --- the end ---------------------------------------------------------------------------------------------------------
+
+
+def test_who_stops_accepting_lets_connections_go_on(
+    sockets: Sockets, start: Start, port: int, backend: socket.socket
+) -> None:
+    running = start(row(port, backend))
+    talk = talk_to(sockets, port, backend)
+    running.stop_accepting()
+    with pytest.raises(ConnectionRefusedError):
+        sockets.client(Address(HOST, port))
+    assert talk.works()
+    assert running.gate.taken == 1
+    talk.close()
+    eventually(lambda: running.gate.taken == 0)
+
+
+def test_a_cut_ends_every_connection(
+    sockets: Sockets, start: Start, port: int, backend: socket.socket, journal: Journal
+) -> None:
+    running = start(row(port, backend))
+    talks = [talk_to(sockets, port, backend) for _ in range(3)]
+    assert all(talk.works() for talk in talks)
+    running.cut()
+    for far in [talk.client for talk in talks] + [talk.target for talk in talks]:
+        with pytest.raises(ConnectionResetError):
+            read_to_eof(far)
+    eventually(lambda: running.gate.taken == 0)
+    eventually(lambda: len(journal.access()) == 3)
+    assert {line["end"] for line in journal.access()} == {"drained"}
+
+
+def test_a_cut_ends_those_too_who_were_accepted_a_moment_ago(
+    start: Start, port: int, backend: socket.socket, journal: Journal
+) -> None:
+    running = start(row(port, backend))
+    with stdlib.create_connection((HOST, port)) as early:  # blocks the loop: nobody accepts meanwhile
+        running.stop_accepting()
+        running.cut()
+        eventually(lambda: running.gate.taken == 0, 1)
+        with pytest.raises(ConnectionResetError):
+            early.recv(1)
+
+
+# --- any change ------------------------------------------------------------------------------------------------------
+
+
+def test_names_are_kept_at_the_shortest_age_that_a_rule_asks_for() -> None:
+    wanted = server._host_names(
+        rules(
+            "8001,db,80,dns_refresh=60s",
+            "8002,db,80,dns_refresh=5s",
+            "8003,db,80,dns_refresh=7s",
+            "8004,web,80",
+            "8005,127.0.0.1,80",
+            "8005,::1,80",
+        )
+    )
+    assert wanted == {"db": 5.0, "web": 30.0}
+
+
+def test_names_that_no_rule_needs_any_more_are_forgotten(start: Start, port: int, other_port: int) -> None:
+    running = start(f"{HOST}:{port},localhost,80", f"{HOST}:{other_port},ip6-localhost,80")
+    assert set(running._names._names) == {"localhost", "ip6-localhost"}
+    running.apply(rules(f"{HOST}:{port},localhost,80"))
+    assert set(running._names._names) == {"localhost"}
+
+
+ROWS = st.builds(
+    "{}{},127.0.0.1,1,{}".format,
+    st.sampled_from(["", "127.0.0.1:", "127.0.0.2:", "[::1]:"]),
+    st.sampled_from(["{0}", "{1}", "{2}", "{0}-{1}", "{1}-{2}"]),
+    st.sampled_from(["", "name=other", "keepalive=7s", "idle_timeout=1h"]),
+)
+RULE_SETS = st.lists(st.lists(ROWS, max_size=4), min_size=1, max_size=4)
+
+
+@pytest.fixture(scope="module")
+def three_ports() -> list[int]:
+    """Three free ports in a row."""
+    ports = [free_port()]
+    while len(ports) < 3:
+        ports.append(free_port())
+        if ports[-1] != ports[-2] + 1:
+            del ports[:-1]
+    return ports
+
+
+def state(running: Server) -> object:
+    listeners = {
+        address: (
+            listener.service.rule,
+            listener.offset,
+            address_of(listener.socket),
+            [listener.socket.getsockopt(*option[:2]) for option in listener.service.route.options],
+        )
+        for address, listener in running.listeners.items()
+    }
+    return listeners, running.down, running.rules, running.gate.limit
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(sets=RULE_SETS)
+def test_any_changes_end_where_starting_with_the_last_rules_does(
+    sets: list[list[str]], start: Start, three_ports: list[int]
+) -> None:
+    # Rows that overlap are left out: what matters is that the sets are valid.
+    parsed = [parse("\n".join(rows).format(*three_ports).encode())[0] for rows in sets]
+    changed, fresh = start(), start()
+    for each in parsed:
+        changed.apply(each)
+    after = state(changed)
+    changed.apply(RuleSet())
+    fresh.apply(parsed[-1])
+    assert after == state(fresh)
+    fresh.apply(RuleSet())

@@ -1,0 +1,411 @@
+"""Tests of one client's story, from its first byte to its access line."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gevent
+import pytest
+from gevent import socket
+from gevent.hub import spawn_raw
+
+from veillink import names, relay
+from veillink.ledger import Flow, Ledger
+from veillink.model import Address, End, Ended, Rule, Target, Timeouts
+from veillink.names import Names
+from veillink.net import Stream, adopt, readable, socket_options
+from veillink.pipes import Pipes
+from veillink.pool import Pool
+from veillink.relay import Patience, Relay
+from veillink.session import Service, _Interrupt, serve
+from veillink.upstream import Route
+
+from .sockets import Journal, Sockets, address_of, eventually, open_files
+from .system.harness import HOST, free_port, read_exactly, read_to_eof, reset
+
+LISTEN = Address("", 8000)
+FIELDS = "time,rule,id,client,listen,target,tried,bytes_in,bytes_out,connect_ms,duration_ms,end"
+
+
+class Front:
+    """Serves clients of one rule."""
+
+    def __init__(self, sockets: Sockets, journal: Journal, targets: tuple[Target, ...], timeouts: Timeouts) -> None:
+        self.sockets = sockets
+        self.journal = journal
+        self.ledger = Ledger()
+        self.patience = Patience()
+        self.book = Names(journal.log, 8)
+        route = Route(Pool(targets), self.book, socket_options(60), 16)
+        rule = Rule("web", LISTEN, 3, targets, timeouts)
+        self.service = Service(rule, route, self.ledger, self.patience, Pipes(2), journal.log)
+        self._listener = sockets.listener()
+
+    def client(self, offset: int = 0) -> socket.socket:
+        """Return the socket of a client that is being served."""
+        client = self.sockets.client(address_of(self._listener))
+        accepted, peer = self._listener.accept()
+        sock = adopt(accepted.detach(), socket.AF_INET)
+        spawn_raw(serve, sock, readable(peer), Address("", 8000 + offset), offset, self.service)
+        gevent.sleep(0)
+        return client
+
+    def connected(self, backend: socket.socket) -> tuple[socket.socket, socket.socket]:
+        """Return both ends of a connection that is being relayed."""
+        client, target = self.client(), self.sockets.accept(backend)
+        eventually(lambda: all(entry.connected for entry in self.ledger.live.values()))
+        return client, target
+
+    def access(self) -> dict[str, Any]:
+        """Return the access line of the one client, once there is one."""
+        (line,) = eventually(self.journal.access)
+        assert self.ledger.live == {}
+        eventually(lambda: not self.patience._watched)
+        assert self.ledger.totals["web"].ends == {End(line["end"]): 1}
+        return line
+
+
+Forward = Callable[..., Front]
+
+
+@pytest.fixture
+def forward(sockets: Sockets, journal: Journal, monkeypatch: pytest.MonkeyPatch) -> Iterator[Forward]:
+    """Make a front for these targets; every descriptor it took has to be given back."""
+    monkeypatch.setattr(relay, "_TICK", 0.01)
+    fronts: list[Front] = []
+
+    def _forward(*targets: Address | Target, **limits: float) -> Front:
+        whole = tuple(target if isinstance(target, Target) else Target(target) for target in targets)
+        fronts.append(Front(sockets, journal, whole, Timeouts(**limits)))
+        return fronts[-1]
+
+    yield _forward
+    for front in fronts:
+        front.book._threads.kill()
+
+
+@pytest.fixture
+def backend(sockets: Sockets) -> socket.socket:
+    return sockets.listener()
+
+
+def is_reset(far: socket.socket) -> bool:
+    """Wait for the end and tell whether it was a reset."""
+    try:
+        read_to_eof(far)
+    except ConnectionResetError:
+        return True
+    return False
+
+
+# --- stories that end well -------------------------------------------------------------------------------------------
+
+
+def test_the_access_line_tells_the_story(forward: Forward, sockets: Sockets, backend: socket.socket) -> None:
+    refusing = Address(HOST, free_port())
+    front = forward(refusing, address_of(backend))
+    client = front.client(offset=0)
+    target = sockets.accept(backend)
+    client.sendall(b"question")
+    client.shutdown(socket.SHUT_WR)
+    assert read_to_eof(target) == b"question"
+    target.sendall(b"answer")
+    target.close()
+    assert read_to_eof(client) == b"answer"
+    line = front.access()
+    assert ",".join(line) == FIELDS
+    assert line["rule"] == "web"
+    assert line["id"] == 1
+    assert line["client"] == str(address_of(client))
+    assert line["listen"] == "*:8000"
+    assert line["target"] == str(address_of(backend))
+    assert line["tried"] == f"{refusing} ECONNREFUSED"
+    assert (line["bytes_in"], line["bytes_out"]) == (8, 6)
+    assert 0 <= line["connect_ms"] <= line["duration_ms"] < 5000
+    assert line["end"] == "closed"
+
+
+def test_a_connection_is_live_from_accept_to_its_end(
+    forward: Forward, sockets: Sockets, backend: socket.socket
+) -> None:
+    front = forward(address_of(backend))
+    client, target = front.connected(backend)
+    (entry,) = front.ledger.live.values()
+    client.sendall(b"abc")
+    assert read_exactly(target, 3) == b"abc"
+    assert (entry.client, entry.target, entry.inbound.bytes) == (address_of(client), address_of(backend), 3)
+    client.close()
+    target.close()
+    assert front.access()["end"] == "closed"
+
+
+def test_the_listener_s_place_in_the_range_is_the_target_s(
+    forward: Forward, sockets: Sockets, backend: socket.socket
+) -> None:
+    first = Address(HOST, address_of(backend).port - 2)
+    front = forward(Target(first))
+    front.client(offset=2).close()
+    sockets.accept(backend).close()
+    line = front.access()
+    assert (line["listen"], line["target"]) == ("*:8002", str(address_of(backend)))
+
+
+def test_an_ended_connection_has_given_its_descriptors_back(
+    forward: Forward, sockets: Sockets, backend: socket.socket
+) -> None:
+    front = forward(address_of(backend))
+    before = open_files()
+    client, target = front.connected(backend)
+    assert open_files() == before + 4  # two of the test's, two of the session's
+    client.close()
+    target.close()
+    front.access()
+    assert open_files() == before
+
+
+# --- other ends ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", [End.CLIENT_RESET, End.TARGET_RESET])
+def test_a_reset_is_passed_on(end: End, forward: Forward, sockets: Sockets, backend: socket.socket) -> None:
+    front = forward(address_of(backend))
+    far = front.connected(backend)
+    one, other = far if end is End.CLIENT_RESET else far[::-1]
+    reset(one)
+    assert is_reset(other)
+    assert front.access()["end"] == end
+
+
+def unreachable(sockets: Sockets) -> dict[End, tuple[Target, str]]:
+    """Return a target for each way not to be connected, and what is tried."""
+    refusing, silent, impossible = Address(HOST, free_port()), sockets.silent(), Address("fe80::1", 80)
+    return {
+        End.CONNECT_REFUSED: (Target(refusing), f"{refusing} ECONNREFUSED"),
+        End.CONNECT_TIMEOUT: (Target(silent), f"{silent} ETIMEDOUT"),
+        End.CONNECT_FAILED: (Target(impossible), f"{impossible} EINVAL"),
+        End.NAME_NOT_FOUND: (Target(Address("nowhere", 80)), "nowhere:80 name_not_found"),
+        End.NO_TARGET: (Target(refusing, weight=0), ""),
+    }
+
+
+@pytest.mark.parametrize(
+    "end",
+    [End.CONNECT_REFUSED, End.CONNECT_TIMEOUT, End.CONNECT_FAILED, End.NAME_NOT_FOUND, End.NO_TARGET],
+)
+def test_without_a_target_the_client_is_reset_and_one_warning_says_why(
+    end: End, forward: Forward, sockets: Sockets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(names, "_getaddrinfo", lambda host: ((), "unknown"))
+    target, tried = unreachable(sockets)[end]
+    front = forward(target, connect_timeout=0.3)
+    started = time.monotonic()
+    assert is_reset(front.client())
+    assert (time.monotonic() - started > 0.29) is (end is End.CONNECT_TIMEOUT)
+    line = front.access()
+    assert (line["end"], line["target"], line["connect_ms"], line["tried"]) == (end, None, None, tried or None)
+    (warning,) = front.journal.lines("cannot reach a target")
+    assert (warning["level"], warning["rule"], warning["end"]) == ("warning", "web", end)
+    assert warning["tried"] == (tried or None)
+    assert warning["reason"]
+
+
+def test_a_client_that_leaves_while_the_target_is_being_connected_ends_the_attempt_at_once(
+    forward: Forward, sockets: Sockets
+) -> None:
+    front = forward(sockets.silent(), connect_timeout=0)
+    client = front.client()
+    before = open_files()
+    reset(client)
+    assert front.access()["end"] == End.CLIENT_LEFT
+    assert open_files() == before - 3
+    assert front.journal.lines("cannot reach") == []
+
+
+def test_what_the_client_has_sent_and_finished_early_waits_for_the_target(
+    forward: Forward, sockets: Sockets, backend: socket.socket
+) -> None:
+    front = forward(sockets.silent(), address_of(backend), connect_timeout=0.6)
+    client = front.client()
+    client.sendall(b"early")
+    client.shutdown(socket.SHUT_WR)
+    target = sockets.accept(backend)
+    assert read_to_eof(target) == b"early"
+    target.close()
+    assert front.access()["end"] == End.CLOSED
+
+
+@pytest.mark.parametrize(
+    ("limits", "client_finishes", "end", "by_reset"),
+    [
+        ({"idle_timeout": 0.1}, False, End.IDLE_TIMEOUT, False),
+        ({"half_close_timeout": 0.1}, True, End.HALF_CLOSE_TIMEOUT, False),
+        ({"max_lifetime": 0.1}, False, End.MAX_LIFETIME, True),
+    ],
+)
+def test_a_limit_ends_it(
+    limits: dict[str, float],
+    client_finishes: bool,
+    end: End,
+    by_reset: bool,
+    forward: Forward,
+    sockets: Sockets,
+    backend: socket.socket,
+) -> None:
+    front = forward(address_of(backend), **limits)
+    client, target = front.connected(backend)
+    if client_finishes:
+        client.shutdown(socket.SHUT_WR)
+    assert is_reset(client) is by_reset
+    assert is_reset(target) is by_reset
+    assert front.access()["end"] == end
+
+
+def test_silence_that_leaves_bytes_undelivered_is_no_clean_end(forward: Forward, sockets: Sockets) -> None:
+    backend = sockets.listener()
+    backend.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    front = forward(address_of(backend), idle_timeout=0.2)
+    client, target = front.connected(backend)
+    client.sendall(bytes(200_000))  # the target takes nothing of it
+    assert front.access()["end"] == End.IDLE_TIMEOUT
+    assert is_reset(target)
+
+
+def test_a_limit_of_zero_is_off(
+    forward: Forward, sockets: Sockets, backend: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "_PARK_AFTER", 0.03)
+    front = forward(address_of(backend), connect_timeout=0, half_close_timeout=0)
+    client, target = front.connected(backend)
+    client.shutdown(socket.SHUT_WR)
+    assert read_to_eof(target) == b""
+    eventually(lambda: not front.patience._watched)
+    target.close()
+    assert front.access()["end"] == End.CLOSED
+
+
+@pytest.mark.parametrize("connected", [False, True])
+def test_a_drain_cuts_it_wherever_it_is(
+    connected: bool, forward: Forward, sockets: Sockets, backend: socket.socket
+) -> None:
+    front = forward(address_of(backend) if connected else sockets.silent())
+    far = front.connected(backend) if connected else [front.client()]
+    (entry,) = front.ledger.live.values()
+    entry.interrupt(Ended(End.DRAINED))
+    assert [is_reset(sock) for sock in far] == [True] * len(far)
+    assert front.access()["end"] == End.DRAINED
+
+
+# --- what nobody has foreseen ----------------------------------------------------------------------------------------
+
+
+class UnforeseenError(Exception):
+    pass
+
+
+def breaks(*_: object) -> None:
+    raise UnforeseenError("never mind why")
+
+
+def break_pump(of: End) -> Callable[..., None]:
+    pump = Relay._pump
+
+    def _pump(self: Relay, source: Stream, sink: Stream, flow: Flow, lost: End) -> None:
+        if lost is of:
+            breaks()
+        pump(self, source, sink, flow, lost)
+
+    return _pump
+
+
+@pytest.fixture(params=["in the choice", "in the client's greenlet", "in the twin"])
+def broken(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Break something inside."""
+    match request.param:
+        case "in the choice":
+            monkeypatch.setattr(Pool, "choose", breaks)
+        case "in the client's greenlet":
+            monkeypatch.setattr(Relay, "_pump", break_pump(End.CLIENT_RESET))
+        case "in the twin":
+            monkeypatch.setattr(Relay, "_pump", break_pump(End.TARGET_RESET))
+
+
+def test_an_unforeseen_error_ends_this_connection_and_no_other(
+    broken: None, forward: Forward, sockets: Sockets, backend: socket.socket
+) -> None:
+    front = forward(address_of(backend))
+    before = open_files()
+    client = front.client()
+    assert is_reset(client)
+    assert front.access()["end"] == End.INTERNAL
+    assert open_files() == before + 1  # the test's own client
+    (error,) = front.journal.lines("unforeseen error")
+    assert (error["level"], error["id"], error["rule"]) == ("error", 1, "web")
+
+
+def test_the_traceback_of_an_unforeseen_error_tells_where_and_what_it_was(
+    broken: None, forward: Forward, backend: socket.socket
+) -> None:
+    front = forward(address_of(backend))
+    assert is_reset(front.client())
+    (error,) = [line for line in front.journal.finish() if "traceback" in line]
+    assert error["traceback"].startswith("Traceback (most recent call last)")
+    assert "in breaks" in error["traceback"]
+    assert "UnforeseenError: never mind why" in error["traceback"]
+
+
+# --- interrupts ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("calls", "delivered"),
+    [
+        ([End.IDLE_TIMEOUT], [End.IDLE_TIMEOUT]),
+        ([End.CLIENT_RESET, End.IDLE_TIMEOUT], [End.CLIENT_RESET]),
+        ([End.CLIENT_RESET, End.DRAINED], [End.CLIENT_RESET, End.DRAINED]),
+        ([End.DRAINED, End.CLIENT_RESET], [End.DRAINED]),
+    ],
+)
+def test_the_first_interrupt_counts_and_a_drain_always_does(calls: list[End], delivered: list[End], hub: None) -> None:
+    caught: list[End] = []
+    made: list[_Interrupt] = []
+
+    def story() -> None:
+        made.append(_Interrupt())
+        while True:
+            try:
+                gevent.sleep(10)
+            except Ended as ended:
+                caught.append(ended.end)
+
+    greenlet = gevent.spawn(story)
+    gevent.sleep(0)
+    for end in calls:
+        made[0](Ended(end))
+    gevent.sleep(0.01)
+    greenlet.kill()
+    assert caught == delivered
+
+
+def test_an_interrupt_after_the_end_changes_nothing(forward: Forward, sockets: Sockets, backend: socket.socket) -> None:
+    front = forward(address_of(backend))
+    client, target = front.connected(backend)
+    (entry,) = front.ledger.live.values()
+    client.close()
+    target.close()
+    assert front.access()["end"] == End.CLOSED
+    entry.interrupt(Ended(End.DRAINED))
+    gevent.sleep(0)
+    assert front.access()["end"] == End.CLOSED
+
+
+def test_an_interrupt_that_comes_too_late_is_ignored(hub: None) -> None:
+    made: list[_Interrupt] = []
+
+    def story() -> str:
+        made.append(_Interrupt())
+        made[0](Ended(End.IDLE_TIMEOUT))
+        made[0].armed = False
+        gevent.sleep(0.01)
+        return "told to the end"
+
+    assert gevent.spawn(story).get() == "told to the end"

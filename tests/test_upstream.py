@@ -1,0 +1,331 @@
+"""Tests of getting a connected stream: next address, next target, and one time limit for all of them."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import gevent
+import pytest
+
+from veillink import names, upstream
+from veillink.model import Address, End, Ended, Target
+from veillink.names import Names
+from veillink.net import Stream, socket_options
+from veillink.pool import Pool
+from veillink.upstream import Route
+
+from .sockets import Journal, Sockets, address_of, eventually, open_files
+from .system.harness import HOST, free_port
+
+FOREVER = float("inf")
+OPTIONS = socket_options(60)
+NOT_CONNECTABLE = Address("fe80::1", 80)  # a link-local address without its zone: EINVAL at once
+
+
+@dataclass
+class Outcome:
+    """How an attempt ended, after how many seconds, and what was tried in vain."""
+
+    end: End | None
+    address: Address | None
+    tried: list[str]
+    seconds: float
+
+
+Race = Callable[..., Outcome]
+Connect = Callable[..., Outcome]
+
+
+def outcome(attempt: Callable[[float, list[str]], tuple[Stream, Address]], seconds: float) -> Outcome:
+    started, before = time.monotonic(), open_files()
+    tried: list[str] = []
+    end, address = None, None
+    try:
+        stream, address = attempt(started + seconds, tried)
+    except Ended as ended:
+        end = ended.end
+    else:
+        stream.close()
+    assert open_files() == before, "an attempt that lost is still open"
+    return Outcome(end, address, tried, time.monotonic() - started)
+
+
+@pytest.fixture
+def book(journal: Journal) -> Iterator[Names]:
+    book = Names(journal.log, 8)
+    yield book
+    book._threads.kill()
+
+
+@pytest.fixture
+def race(book: Names) -> Race:
+    def _race(addresses: Sequence[Address], seconds: float = FOREVER, most_beside: int = 16) -> Outcome:
+        route = Route(Pool(()), book, OPTIONS, most_beside)
+        return outcome(lambda until, tried: upstream._race(addresses, route, until, tried), seconds)
+
+    return _race
+
+
+@pytest.fixture
+def connect(book: Names) -> Connect:
+    def _connect(*targets: Target, seconds: float = FOREVER, offset: int = 0) -> Outcome:
+        route = Route(Pool(targets), book, OPTIONS, 16)
+        return outcome(lambda until, tried: upstream.connect(route, offset, until, tried), seconds)
+
+    return _connect
+
+
+@pytest.fixture
+def live(sockets: Sockets) -> Address:
+    return address_of(sockets.listener())
+
+
+@pytest.fixture
+def refusing() -> Address:
+    return Address(HOST, free_port())
+
+
+# --- the addresses of one target -------------------------------------------------------------------------------------
+
+
+def test_the_first_address_that_connects_is_taken_and_no_other_asked(
+    race: Race, sockets: Sockets, live: Address
+) -> None:
+    other = sockets.listener()
+    won = race([live, address_of(other)])
+    assert (won.address, won.tried) == (live, [])
+    other.settimeout(0)
+    with pytest.raises(BlockingIOError):
+        other.accept()
+
+
+def test_a_connected_stream_works_and_has_the_options(sockets: Sockets, book: Names) -> None:
+    listener = sockets.listener()
+    stream, _ = upstream._race([address_of(listener)], Route(Pool(()), book, OPTIONS, 16), FOREVER, [])
+    assert {o: stream._socket.getsockopt(*o[:2]) for o in OPTIONS} == {o: o[2] for o in OPTIONS}
+    stream.sendall(memoryview(b"through"))
+    assert sockets.accept(listener).recv(100) == b"through"
+    stream.close()
+
+
+def test_the_next_address_is_tried_at_once_after_a_refusal(race: Race, refusing: Address, live: Address) -> None:
+    won = race([refusing, NOT_CONNECTABLE, live])
+    assert won.address == live
+    assert won.tried == [f"{refusing} ECONNREFUSED", f"{NOT_CONNECTABLE} EINVAL"]
+    assert won.seconds < 0.25
+
+
+def test_a_silent_address_has_a_head_start_of_250_ms(race: Race, sockets: Sockets, live: Address) -> None:
+    won = race([sockets.silent(), live])
+    assert (won.address, won.tried) == (live, [])
+    assert 0.25 <= won.seconds < 0.5
+
+
+def test_each_silent_address_gets_its_head_start(race: Race, sockets: Sockets, live: Address) -> None:
+    won = race([sockets.silent(), sockets.silent(), live])
+    assert won.address == live
+    assert 0.5 <= won.seconds < 0.75
+
+
+def test_a_refusal_cuts_the_head_start_of_the_others_short(
+    race: Race, sockets: Sockets, refusing: Address, live: Address
+) -> None:
+    won = race([sockets.silent(), refusing, live])
+    assert (won.address, won.tried) == (live, [f"{refusing} ECONNREFUSED"])
+    assert 0.25 <= won.seconds < 0.5
+
+
+def test_silence_ends_when_time_is_up(race: Race, sockets: Sockets) -> None:
+    silent = [sockets.silent(), sockets.silent()]
+    lost = race(silent, 0.35)
+    assert (lost.end, lost.tried) == (End.CONNECT_TIMEOUT, [f"{address} ETIMEDOUT" for address in silent])
+    assert 0.35 <= lost.seconds < 1
+
+
+def test_time_that_was_up_before_is_a_timeout(race: Race, live: Address) -> None:
+    assert race([live], -1).end is End.CONNECT_TIMEOUT
+
+
+@pytest.mark.parametrize(
+    ("order", "end"),
+    [
+        (["refusing"], End.CONNECT_REFUSED),
+        (["impossible"], End.CONNECT_FAILED),
+        (["impossible", "refusing"], End.CONNECT_REFUSED),
+        (["refusing", "impossible"], End.CONNECT_FAILED),
+    ],
+)
+def test_when_all_fail_the_last_reason_counts(race: Race, order: list[str], end: End, refusing: Address) -> None:
+    lost = race([{"refusing": refusing, "impossible": NOT_CONNECTABLE}[kind] for kind in order])
+    assert (lost.end, len(lost.tried)) == (end, len(order))
+    assert lost.seconds < 0.25
+
+
+def test_a_zone_that_is_no_interface_is_a_failed_try(race: Race) -> None:
+    lost = race([Address("fe80::1%nosuch", 80)])
+    assert lost.end is End.CONNECT_FAILED
+    assert lost.tried[0].startswith("[fe80::1%nosuch]:80 ")
+
+
+def test_an_attempt_that_is_interrupted_is_abandoned(race: Race, sockets: Sockets) -> None:
+    silent = [sockets.silent(), sockets.silent()]
+    before = open_files()
+    attempt = gevent.spawn(race, silent)
+    eventually(lambda: open_files() == before + 2)
+    attempt.kill(Ended(End.CLIENT_LEFT))
+    assert open_files() == before
+    assert attempt.get().end is End.CLIENT_LEFT
+
+
+def test_an_address_gives_way_where_there_is_no_descriptor_for_trying_two(
+    race: Race, sockets: Sockets, live: Address
+) -> None:
+    silent = sockets.silent()
+    won = race([silent, live], most_beside=0)
+    assert (won.address, won.tried) == (live, [f"{silent} ETIMEDOUT"])
+    assert 0.25 <= won.seconds < 0.5
+
+
+def test_all_connections_together_use_so_many_descriptors_only_to_try_addresses_side_by_side(
+    book: Names, sockets: Sockets
+) -> None:
+    silent = [sockets.silent() for _ in range(3)]
+    before = open_files()
+    route = Route(Pool(()), book, OPTIONS, most_beside=2)
+
+    def race() -> End:
+        with pytest.raises(Ended) as caught:
+            upstream._race(silent, route, time.monotonic() + 0.7, [])
+        return caught.value.end
+
+    racing = [gevent.spawn(race) for _ in range(4)]
+    most = 0
+    while not all(greenlet.ready() for greenlet in racing):
+        most = max(most, open_files() - before)
+        gevent.sleep(0.01)
+    assert most == 4 + 2
+    assert open_files() == before
+    assert not upstream._beside
+    assert [greenlet.get() for greenlet in racing] == [End.CONNECT_TIMEOUT] * 4
+
+
+# --- targets ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_target_that_fails_is_followed_by_the_next(connect: Connect, refusing: Address, live: Address) -> None:
+    won = connect(Target(refusing), Target(NOT_CONNECTABLE), Target(live))
+    assert won.address == live
+    assert won.tried == [f"{refusing} ECONNREFUSED", f"{NOT_CONNECTABLE} EINVAL"]
+
+
+def test_silent_targets_leave_the_others_an_equal_share_of_the_time(
+    connect: Connect, sockets: Sockets, live: Address
+) -> None:
+    first, second = sockets.silent(), sockets.silent()
+    won = connect(Target(first), Target(second), Target(live), seconds=0.9)
+    assert (won.address, won.tried) == (live, [f"{first} ETIMEDOUT", f"{second} ETIMEDOUT"])
+    assert 0.6 <= won.seconds < 0.85
+
+
+def test_what_a_target_leaves_of_its_share_is_the_others(connect: Connect, sockets: Sockets, refusing: Address) -> None:
+    silent = sockets.silent()
+    lost = connect(Target(refusing), Target(silent), seconds=0.4)
+    assert (lost.end, lost.tried) == (End.CONNECT_TIMEOUT, [f"{refusing} ECONNREFUSED", f"{silent} ETIMEDOUT"])
+    assert 0.4 <= lost.seconds < 1
+
+
+def test_a_connection_that_is_ended_from_outside_tries_nothing_more(
+    connect: Connect, sockets: Sockets, live: Address
+) -> None:
+    before = open_files()
+    attempt = gevent.spawn(connect, Target(sockets.silent()), Target(live))
+    eventually(lambda: open_files() > before + 2)  # those of the silent address, and the attempt
+    attempt.kill(Ended(End.CLIENT_LEFT))
+    assert (attempt.get().end, attempt.get().tried) == (End.CLIENT_LEFT, [])
+
+
+def test_a_backup_is_the_last_resort(connect: Connect, refusing: Address, live: Address) -> None:
+    won = connect(Target(live, backup=True), Target(refusing))
+    assert (won.address, won.tried) == (live, [f"{refusing} ECONNREFUSED"])
+
+
+@pytest.mark.parametrize("targets", [(), (Target(Address(HOST, 80), weight=0),)])
+def test_without_a_usable_target_there_is_none(targets: tuple[Target, ...], connect: Connect) -> None:
+    lost = connect(*targets)
+    assert (lost.end, lost.tried) == (End.NO_TARGET, [])
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_a_listener_in_a_range_leads_to_its_own_port(fixed: bool, connect: Connect, live: Address) -> None:
+    target = Target(Address(live.host, live.port - (0 if fixed else 7)), fixed=fixed)
+    assert connect(target, offset=7).address == live
+
+
+# --- targets with a name ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hosts(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[str, ...]]:
+    """Stand for the name server."""
+    table: dict[str, tuple[str, ...]] = {}
+    monkeypatch.setattr(names, "_getaddrinfo", lambda host: (table.get(host, ()), "" if host in table else "unknown"))
+    return table
+
+
+def test_all_addresses_of_a_name_are_tried(connect: Connect, hosts: dict[str, tuple[str, ...]], live: Address) -> None:
+    hosts["db"] = ("127.0.0.2", "127.0.0.3", live.host)
+    won = connect(Target(Address("db", live.port)))
+    assert won.address == live
+    assert won.tried == [f"127.0.0.2:{live.port} ECONNREFUSED", f"127.0.0.3:{live.port} ECONNREFUSED"]
+
+
+def test_a_name_that_is_not_found_leads_to_the_next_target(
+    connect: Connect, hosts: dict[str, tuple[str, ...]], live: Address
+) -> None:
+    won = connect(Target(Address("nowhere", 80)), Target(live))
+    assert (won.address, won.tried) == (live, ["nowhere:80 name_not_found"])
+
+
+def test_a_name_that_is_not_found_is_the_reason_if_nothing_else_is_left(
+    connect: Connect, hosts: dict[str, tuple[str, ...]]
+) -> None:
+    lost = connect(Target(Address("nowhere", 80)))
+    assert (lost.end, lost.tried) == (End.NAME_NOT_FOUND, ["nowhere:80 name_not_found"])
+
+
+def test_the_look_up_takes_from_the_same_time(connect: Connect, monkeypatch: pytest.MonkeyPatch, live: Address) -> None:
+    awake = threading.Event()
+    monkeypatch.setattr(names, "_getaddrinfo", lambda host: ((), str(awake.wait(20))))
+    lost = connect(Target(Address("db", 80)), Target(Address("web", 80)), seconds=0.2)
+    awake.set()
+    assert (lost.end, lost.tried) == (End.CONNECT_TIMEOUT, ["db:80 connect_timeout", "web:80 connect_timeout"])
+    assert 0.2 <= lost.seconds < 1
+
+
+def test_a_connection_that_is_ended_during_the_look_up_tries_nothing_more(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch, live: Address
+) -> None:
+    asked, awake = threading.Event(), threading.Event()
+
+    def getaddrinfo(host: str) -> tuple[tuple[str, ...], str]:
+        asked.set()
+        return (), str(awake.wait(20))
+
+    monkeypatch.setattr(names, "_getaddrinfo", getaddrinfo)
+    attempt = gevent.spawn(connect, Target(Address("db", 80)), Target(live))
+    eventually(asked.is_set)
+    attempt.kill(Ended(End.DRAINED))
+    awake.set()
+    assert (attempt.get().end, attempt.get().tried) == (End.DRAINED, [])
+
+
+def test_a_name_whose_addresses_do_not_answer_is_looked_up_again(
+    connect: Connect, hosts: dict[str, tuple[str, ...]], live: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(names, "_RETRY", 0.0)
+    hosts["db"] = ("127.0.0.2",)
+    target = Target(Address("db", live.port))
+    assert connect(target).end is End.CONNECT_REFUSED
+    hosts["db"] = (live.host,)
+    assert eventually(lambda: connect(target).address) == live
