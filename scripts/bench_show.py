@@ -1,0 +1,159 @@
+"""Show what scripts/bench has found: tables, and a picture.
+
+`python scripts/bench_show.py FOUND.json [PICTURE.svg]` does so again for what `scripts/bench --json` has printed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+HEADINGS = {"busy": "busy %", "p50_ms": "p50 ms", "p99_ms": "p99 ms", "rss": "RSS KiB"}
+OURS, OURS_TOO, OTHERS = "#d55e00", "#edb48c", "#8aa9c4"
+
+
+def number(value: float) -> str:
+    """Write a figure with about three digits that mean something."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:#.3g}"
+
+
+def cells(work: dict[str, Any], row: dict[str, Any]) -> dict[str, str]:
+    """Write a proxy's figures, each under its heading; the other cells are dashes."""
+    found = {work["unit"]: "–", "min–max": "–", "÷ HAProxy": "–", work["rate_unit"]: "–"}
+    if "cost" in row:
+        found[work["unit"]] = number(row["cost"]["median"])
+        found["min–max"] = f"{number(row['cost']['min'])}–{number(row['cost']['max'])}"
+    if row.get("ratio") is not None:
+        found["÷ HAProxy"] = f"{row['ratio']:.2f}"
+    if "rate" in row:
+        found[work["rate_unit"]] = number(row["rate"]["median"])
+    return found | {heading: number(row[key]["median"]) if key in row else "–" for key, heading in HEADINGS.items()}
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print a table for each work."""
+    out = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    here, titles = found["machine"], found["titles"]
+    versions = {name.partition("-")[0]: text for name, text in found["versions"].items()}
+    print(found["date"], here["cpu"], f"{here['cores']} CPUs", here["kernel"], f"Python {here['python']}", sep=", ")
+    print(", ".join(f"{name} {text}" for name, text in versions.items()))
+    print(f"{found['rounds']} rounds, {found['seconds']:g} s a figure; load average before: {here['load']:.1f}")
+    for name, work in found["works"].items():
+        written = {proxy: cells(work, row) for proxy, row in work["proxies"].items()}
+        headings = next(iter(written.values()))
+        used = [heading for heading in headings if any(row[heading] != "–" for row in written.values())]
+        table = Table("", box=None, pad_edge=False)
+        for heading in used:
+            table.add_column(heading, justify="right")
+        notes = []
+        for proxy, row in work["proxies"].items():
+            line = [written[proxy][heading] for heading in used]
+            table.add_row(titles[proxy], *line, style="bold" if proxy == "veillink" else None)
+            notes += [f"{titles[proxy]}: {why}" for why in dict.fromkeys(row.get("failures", [row.get("skipped")]))]
+        print(f"\n{name}: {work['title']}" + (f", {found['idle']}" if name == "idle" else ""))
+        out.print(table)
+        print(*notes, sep="\n", end="\n" if notes else "")
+    if tight := found["burst"]:
+        print(
+            f"VeilLink, {tight['connects']:,.0f} connects in a tight loop: {tight['seconds']:.2f} s, all at the backend"
+            f" after {tight['carried_seconds']:.2f} s; ListenOverflows (TcpExt) {tight['overflows_before']:.0f} before,"
+            f" {tight['overflows_after']:.0f} after"
+        )
+
+
+def draw(found: dict[str, Any], path: Path) -> None:
+    """Draw each proxy's cost as a multiple of HAProxy's on a log axis, a panel for each work."""
+    from matplotlib.figure import Figure  # only this needs it
+
+    works = [work for work in found["works"].values() if ratios(work)]
+    if not works:
+        sys.exit("bench: there is no ratio to HAProxy to draw")
+    titles = {name: title for name, title in found["titles"].items() if any(name in ratios(work) for work in works)}
+    everything = [ratio for work in works for ratio in ratios(work).values()]
+    rows = math.ceil(len(works) / 2)
+    size = (10, 0.9 + rows * (0.9 + 0.23 * len(titles)))
+    figure = Figure(figsize=size, layout="constrained", facecolor="white")
+    axes = figure.subplots(rows, 2, sharex=True, sharey=True, squeeze=False)
+    for axis, work in itertools.zip_longest(axes.flat, works):
+        if work is None:
+            axis.set_visible(False)
+        else:
+            lay_out(axis, min(everything), max(everything), list(titles.values()))
+            axis.set_title(f"{work['title']}\n", fontsize=12.5, loc="left", fontweight="bold")
+            axis.text(0, 1.02, work["unit"], transform=axis.transAxes, fontsize=11, color="#444444")
+            for place, name in enumerate(titles):
+                bar(axis, place, name, work["proxies"][name])
+    here = found["machine"]
+    figure.suptitle(
+        "Cost as a multiple of HAProxy's: bars to the left are cheaper (thin line: minimum to maximum)\n"
+        f"{here['cpu']}, one core for the proxy, {here['kernel']}, {found['date'][:10]}, {found['rounds']} rounds",
+        fontsize=11.5,
+    )
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def ratios(work: dict[str, Any]) -> dict[str, float]:
+    """Give the ratio of each proxy that has one."""
+    return {name: row["ratio"] for name, row in work["proxies"].items() if row.get("ratio")}
+
+
+def lay_out(axis: Axes, least: float, most: float, titles: list[str]) -> None:
+    """Make a panel, all with the same axes."""
+    from matplotlib.ticker import NullLocator
+
+    least, most = min(least, 0.5) / 1.9, max(most, 2) * 1.9
+    ticks = [power for power in range(-10, 11) if least < 2.0**power < most]
+    axis.set_xscale("log", base=2)
+    axis.set_xlim(least, most)
+    axis.set_xticks(
+        [2.0**power for power in ticks], [f"{2**power}×" if power >= 0 else f"1/{2**-power}×" for power in ticks]
+    )
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.set_yticks(range(len(titles)), titles)
+    axis.set_ylim(len(titles) - 0.4, -0.6)
+    axis.tick_params(labelbottom=True, left=False, labelsize=11)
+    axis.grid(axis="x", color="#dddddd")
+    axis.axvline(1, color="#444444", linewidth=1.2)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right", "left"]].set_visible(False)
+
+
+def bar(axis: Axes, place: int, name: str, row: dict[str, Any]) -> None:
+    """Draw a proxy's bar from 1 to its ratio, its spread, and its cost in figures."""
+    ratio = row.get("ratio")
+    if not ratio:
+        axis.text(1.08, place, "–", va="center", fontsize=11, color="#666666")
+        return
+    cost = row["cost"]
+    scale = ratio / cost["median"]
+    colour = OURS if name == "veillink" else OURS_TOO if name.startswith("veillink") else OTHERS
+    axis.barh(place, ratio - 1, left=1, height=0.7, color=colour)
+    axis.plot([cost["min"] * scale, cost["max"] * scale], [place, place], color="#333333", linewidth=1)
+    right = ratio >= 1
+    axis.annotate(
+        number(cost["median"]),
+        (max(1, cost["max"] * scale) if right else min(1, cost["min"] * scale), place),
+        xytext=(4 if right else -4, 0),
+        textcoords="offset points",
+        va="center",
+        ha="left" if right else "right",
+        fontsize=11,
+        fontweight="bold" if name == "veillink" else "normal",
+    )
+
+
+if __name__ == "__main__":
+    again = json.loads(Path(sys.argv[1]).read_text())
+    show(again)
+    if sys.argv[2:]:
+        draw(again, Path(sys.argv[2]))
