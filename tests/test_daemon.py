@@ -337,4 +337,5 @@ def test_a_file_that_everybody_may_change_is_warned_of(
     path.chmod(mode)
     daemon._warn_about_file(str(path), journal.log)
     daemon._warn_about_file(str(tmp_path / "missing"), journal.log)
+    daemon._warn_about_file("/dev/null", journal.log)
     assert len(journal.finish()) == warned

@@ -71,6 +71,14 @@ def test_keepalive_asks_three_times_a_sixth_apart(keepalive: float, expected: di
     assert {option: given.get(option) for option in expected} == expected
 
 
+@pytest.mark.skipif(not net._HAS_RTO_MAX, reason="needs Linux 6.15")
+@pytest.mark.parametrize(
+    ("keepalive", "longest"), [(1, 1000), (60, 6000), (1200, 120_000), (32400, 120_000), (0, 120_000)]
+)
+def test_a_vanished_peer_is_asked_again_after_a_tenth_of_keepalive_at_the_latest(keepalive: int, longest: int) -> None:
+    assert (socket.IPPROTO_TCP, net._TCP_RTO_MAX_MS, longest) in net.socket_options(keepalive)
+
+
 @pytest.mark.parametrize("keepalive", [0, 1, 60, 32400])
 def test_the_options_are_set_on_both_legs(keepalive: float, sockets: Sockets, listening: list[socket.socket]) -> None:
     options = net.socket_options(keepalive)

@@ -420,6 +420,22 @@ def test_a_place_goes_to_a_client_of_another_listener_too(
         assert read_exactly(sockets.accept(backend), 7) == b"at last"
 
 
+def test_the_place_goes_to_the_listener_that_has_waited_longest(
+    sockets: Sockets, start: Start, port: int, backend: socket.socket
+) -> None:
+    ports = [port, *(free_port() for _ in range(4))]
+    running = start(*(row(each, backend) for each in ports), max_connections=1)
+    talks = [talk_to(sockets, port, backend)]
+    waiting = []
+    for number, each in enumerate(ports[1:], 2):
+        waiting.append(sockets.client(Address(HOST, each)))
+        eventually(lambda number=number: len(running.gate._waiting) == number)  # type: ignore[misc]
+    for client in waiting:
+        talks.pop().close()
+        talks.append(Talk(client, sockets.accept(backend)))
+        assert talks[-1].works()
+
+
 def test_a_listener_that_waits_for_a_place_may_be_removed(
     sockets: Sockets, start: Start, port: int, other_port: int, backend: socket.socket
 ) -> None:

@@ -221,6 +221,20 @@ def test_a_client_that_leaves_while_the_target_is_being_connected_ends_the_attem
     assert front.journal.lines("cannot reach") == []
 
 
+def test_a_client_that_leaves_just_after_the_target_was_connected_has_reset(
+    forward: Forward, sockets: Sockets, backend: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "_TICK", 0.1)
+    front = forward(sockets.silent(), address_of(backend), connect_timeout=0.6)  # so long that the client was looked at
+    client = front.client()
+    (entry,) = front.ledger.live.values()
+    while not entry.connected:
+        gevent.sleep(0)
+    reset(client)
+    assert is_reset(sockets.accept(backend))
+    assert front.access()["end"] == End.CLIENT_RESET
+
+
 def test_what_the_client_has_sent_and_finished_early_waits_for_the_target(
     forward: Forward, sockets: Sockets, backend: socket.socket
 ) -> None:

@@ -29,7 +29,7 @@ def spare(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
 def run(function: Callable[..., object], *args: object) -> object:
     """Run a function in a task and return the greenlet it ran in."""
     ran: list[object] = []
-    tasks.spawn(lambda: (ran.append(getcurrent()), function(*args)))  # type: ignore[func-returns-value]
+    tasks.spawn(lambda args: (ran.append(getcurrent()), function(*args)), args)  # type: ignore[func-returns-value]
     eventually(lambda: ran)
     gevent.sleep(0)
     return ran[0]
@@ -59,13 +59,13 @@ def test_a_greenlet_is_used_again() -> None:
 def test_tasks_that_wait_have_a_greenlet_each() -> None:
     ran: list[object] = []
 
-    def wait() -> None:
+    def wait(_: None) -> None:
         ran.append(getcurrent())
         gevent.sleep(0.01)
         ran.append(getcurrent())
 
     for _ in range(3):
-        tasks.spawn(wait)
+        tasks.spawn(wait, None)
     eventually(lambda: len(ran) == 6)
     assert ran[:3] == ran[3:]
     assert len(set(map(id, ran))) == 3
@@ -99,11 +99,11 @@ def test_a_spare_greenlet_keeps_nothing_of_its_last_task_alive(before: int) -> N
 def test_a_task_that_is_ended_from_outside_is_not_used_again(spare: list[object]) -> None:
     begun: list[object] = []
 
-    def wait() -> None:
+    def wait(_: None) -> None:
         begun.append(getcurrent())
         gevent.sleep(10)
 
-    tasks.spawn(wait)
+    tasks.spawn(wait, None)
     (greenlet,) = eventually(lambda: begun)
     gevent.kill(greenlet)  # type: ignore[arg-type]
     gevent.sleep(0)

@@ -9,10 +9,12 @@ import signal
 import stat
 import time
 from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
+import gevent
 from gevent.event import Event
 from gevent.hub import get_hub
 
@@ -36,6 +38,10 @@ _SIGNALS: Final = {
 # How long cut connections get to close and write their access line, in seconds.
 _CUT_TIME: Final = 0.3
 _DRAIN_LOOK: Final = 0.02
+# How long a report of thousands of lines may take because its reader is slow, in seconds.
+_LONG_REPORT: Final = 2.0
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,13 +149,22 @@ def run(settings: Settings, log: Log) -> int:
     return _drain(server, inbox, settings.drain_timeout, log)
 
 
+def _paced(items: Iterable[_T], log: Log) -> Iterator[_T]:
+    """Yield the items no faster than lines about them are written, if somebody reads."""
+    until = time.monotonic() + _LONG_REPORT
+    for item in items:
+        while log.crowded and time.monotonic() < until:
+            gevent.sleep(_DRAIN_LOOK)
+        yield item
+
+
 def _report(problems: tuple[Problem, ...], path: str, log: Log) -> None:
-    for problem in problems:
+    for problem in _paced(problems, log):
         log.error(problem.at(path))
 
 
 def _announce(server: Server, descriptors: Descriptors, settings: Settings, log: Log) -> None:
-    for rule in server.rules.rules:
+    for rule in _paced(server.rules.rules, log):
         last = f"-{rule.listen.port + rule.ports - 1}" if rule.ports > 1 else ""
         targets = ",".join(str(target.address) for target in rule.targets)
         log.info("rule", name=rule.name, listen=f"{rule.listen}{last}", targets=targets)
@@ -197,7 +212,7 @@ def _dump(server: Server, log: Log) -> None:
     for address, reason in server.down.items():
         log.info("state of listener", listen=address, down=reason)
     now = time.monotonic()
-    for entry in server.ledger.live.values():
+    for entry in _paced(tuple(server.ledger.live.values()), log):
         log.info(
             "state of connection",
             id=entry.number,

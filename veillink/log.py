@@ -142,6 +142,11 @@ class Log:
             self._refused += 1
 
     @property
+    def crowded(self) -> bool:
+        """Whether the queue is more than half full: a long report waits then, so that none of its lines is dropped."""
+        return self._queue.qsize() > _QUEUE_LINES // 2
+
+    @property
     def dropped(self) -> int:
         """Lines lost so far because they could not be written, or not in time."""
         return self._refused + self._unwritten

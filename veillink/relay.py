@@ -137,7 +137,7 @@ class Relay:
             self._patience.forget(self)
 
     def _wake_twin(self) -> None:
-        tasks.spawn(self._run_twin)
+        tasks.spawn(Relay._run_twin, self)
         self._patience.watch(self)
 
     def _run_twin(self) -> None:

@@ -18,7 +18,7 @@ from .ledger import Ledger
 from .log import Log
 from .model import Address, End, Ended, Rule, RuleSet
 from .names import Names
-from .net import Stream, adopt, error_name, listen, readable, socket_options
+from .net import BACKLOG, Stream, adopt, error_name, listen, readable, socket_options
 from .pipes import Pipes
 from .pool import Pool
 from .relay import Patience
@@ -53,7 +53,7 @@ class Descriptors:
     @property
     def lookups(self) -> int:
         """Name look-ups at a time; each has a socket, and may read a file."""
-        return min(128, max(4, self.limit // 64))
+        return min(128, max(4, self.limit // 32))
 
     @property
     def pipes(self) -> int:
@@ -128,8 +128,9 @@ class Listener(StreamServer):
         self.offset = offset
         self._gate = gate
 
-    def handle(self, sock: Any, peer: Any) -> None:
-        """Serve one client (in its own greenlet)."""
+    def handle(self, client: Any) -> None:  # type: ignore[override]
+        """Serve one client, a bare socket and its address, in the client's greenlet."""
+        sock, peer = client
         try:
             if self._gate.cut:
                 Stream(sock).abort()
@@ -153,6 +154,7 @@ class Listener(StreamServer):
         except OSError as error:
             if error.errno not in (errno.ECONNABORTED, errno.EINTR, errno.EPROTO):
                 self._pause(error)
+            self._gate.wake()
             return None
         return adopt(fd, listening.family), peer
 
@@ -165,7 +167,7 @@ class Listener(StreamServer):
     def do_handle(self, *args: Any) -> None:
         """Give the client its greenlet."""
         self._gate.taken += 1
-        tasks.spawn(self.handle, *args)
+        tasks.spawn(self.handle, args)
 
     def _pause(self, error: OSError) -> None:
         log = self.service.log
@@ -180,8 +182,12 @@ class Listener(StreamServer):
 
     def retire(self) -> None:
         """Stop listening. Who waits in the kernel's queue is accepted first: closing would reset them."""
-        while not self.full() and (client := self.do_read()):
-            self.do_handle(*client)
+        for _ in range(BACKLOG):
+            if self.full() or not self.has_client():
+                break
+            client = self.do_read()
+            if client:
+                self.do_handle(*client)
         self.close()
 
 

@@ -24,6 +24,12 @@ def network() -> Iterator[Network]:
         yield network
 
 
+@pytest.fixture(params=["auto", "copy"])
+def relay(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the test twice: bulk goes by splice, and it is copied."""
+    monkeypatch.setenv("VEILLINK_RELAY", request.param)
+
+
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., VeilLink]]:
     """Start a VeilLink with these rows and options; afterwards it is checked and stopped (see ``harness.running``)."""

@@ -30,6 +30,8 @@ from .ends import (
 )
 from .harness import HOST, VeilLink, eventually, read_exactly, read_to_eof, reset
 
+pytestmark = pytest.mark.usefixtures("relay")
+
 
 def greet(near: socket.socket, far: socket.socket) -> None:
     """Let a byte through: before that, a target that resets has not been connected yet, and another one is tried."""

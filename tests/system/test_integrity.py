@@ -17,6 +17,8 @@ from .conftest import Forward, Hold
 from .ends import MIB, SIDES, Side, Unready, Upload, digest_to_eof, wait_until_received
 from .harness import HOST, VeilLink, echo, eventually, read_exactly, read_to_eof
 
+pytestmark = pytest.mark.usefixtures("relay")
+
 
 def test_a_large_random_stream_comes_back_as_it_was(forward: Forward) -> None:
     veillink = forward(echo)
@@ -172,6 +174,22 @@ def test_an_urgent_byte_arrives_in_its_place(hold: Hold, side: Side) -> None:
     near.send(b"?", socket.MSG_OOB)
     near.shutdown(socket.SHUT_WR)
     assert read_to_eof(far) == b"?"
+
+
+def test_an_urgent_byte_amid_a_large_transfer_arrives_in_its_place(hold: Hold) -> None:
+    client, target = hold().pair()
+    data = random.Random(1).randbytes(16 * MIB)
+
+    def send() -> None:
+        for start in range(0, len(data), MIB):
+            client.sendall(data[start : start + MIB - 1])
+            client.send(data[start + MIB - 1 : start + MIB], socket.MSG_OOB)
+        client.shutdown(socket.SHUT_WR)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    assert read_to_eof(target) == data
+    sender.join()
 
 
 def test_a_client_that_will_not_read_can_still_send(hold: Hold) -> None:

@@ -162,6 +162,16 @@ def test_a_thousand_rules_are_up_within_three_seconds(network: Network, start: S
         assert veillink.heard(listen) == b"hello"
 
 
+def test_a_range_of_nine_thousand_ports_is_up_within_five_seconds(
+    network: Network, start: Start, backend: Serve
+) -> None:
+    begun = time.monotonic()
+    veillink = start(f"{HOST}:20000-28999,{HOST},{backend(saying(b'hello')).port}\n")
+    assert time.monotonic() - begun < 5
+    for listen in (20_000, 24_321, 28_999):
+        assert veillink.heard(listen) == b"hello"
+
+
 def test_a_range_leads_port_by_port_to_a_range_or_all_of_it_to_one_port(
     network: Network, start: Start, backend: Serve
 ) -> None:
