@@ -11,7 +11,7 @@ import gevent
 import pytest
 from gevent import socket
 
-from veillink import daemon
+from veillink import daemon, log
 from veillink.daemon import Settings, read_rules
 from veillink.model import Address, Timeouts
 from veillink.rules import MAX_FILE, Problem
@@ -264,6 +264,16 @@ def test_a_bad_row_is_reported_and_the_others_run(
     talk(sockets, port, backend)
     (problem,) = journal.lines("70000")
     assert problem["message"].startswith(f"{life.path}:1:3: ")
+
+
+def test_of_ten_thousand_problems_each_is_reported(
+    live: Live, port: int, backend: socket.socket, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log, "_QUEUE_LINES", 1000)
+    live(row(port, backend) + "1,db,70000\n" * 12_000).ready()
+    reported = journal.lines(" is not between 1 and 65535") + journal.lines("no more than 10000 problems")
+    assert len(reported) == 10_000
+    assert journal.log.dropped == 0
 
 
 def test_told_to_reload_it_does_as_the_file_says_now(

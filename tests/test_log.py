@@ -226,6 +226,16 @@ def test_a_reader_that_stopped_costs_nobody_a_wait_and_lines_that_are_counted(st
     assert sum(int(line.split()[2]) for line in lines if line.endswith(" log lines dropped")) == dropped
 
 
+def test_a_queue_that_is_more_than_half_full_is_crowded(stack: ExitStack) -> None:
+    pipe = Pipe(stack)
+    crowded = [pipe.log.crowded]
+    for n in range(10_000):  # of which the pipe and the writer take some 3000
+        pipe.log.info("line", n=n)
+    crowded.append(pipe.log.crowded)
+    assert len(pipe.finish()) == 10_000
+    assert [*crowded, pipe.log.crowded] == [False, True, False]
+
+
 def test_closing_does_not_wait_for_a_reader_that_stopped(stack: ExitStack) -> None:
     pipe = Pipe(stack)
     for n in range(5000):

@@ -232,19 +232,21 @@ def test_bulk_arrives_whole_whichever_way_it_goes(pipes: Lending, quick: None, c
     eventually(lambda: open_files() == before + 2)  # the far ends: patience has closed what nobody wants any more
 
 
-def test_bulk_with_urgent_data_in_it_arrives_whole(pipes: Lending, connect: Connect) -> None:
+@pytest.mark.parametrize("fin", ["at once", "later"])
+def test_bulk_with_urgent_data_in_it_arrives_whole(fin: str, pipes: Lending, connect: Connect) -> None:
     connection = connect(pipes=pipes)
     connection.client_stream._socket.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
     connection.start()
-    reader = gevent.spawn(read_to_eof, connection.target)
     data = random.Random(1).randbytes(1 << 20)
+    reader = gevent.spawn(read_exactly, connection.target, 2 * len(data) + 1)
     connection.client.sendall(data)
     connection.client.send(b"!", socket.MSG_OOB)
     connection.client.sendall(data)
-    connection.client.shutdown(socket.SHUT_WR)
-    received = reader.get()
-    assert len(received) == 2 * len(data) + 1
-    assert received == data + b"!" + data
+    if fin == "at once":
+        connection.client.shutdown(socket.SHUT_WR)
+    assert reader.get() == data + b"!" + data
+    connection.client.close()
+    assert connection.target.recv(1) == b""
     connection.target.close()
     assert connection.end() is End.CLOSED
 
@@ -375,10 +377,12 @@ def test_what_a_side_sent_before_it_broke_is_delivered(sides: Sides) -> None:
         other.recv(1)
 
 
-def test_bulk_to_a_side_that_breaks_is_blamed_on_that_side(sides: Sides) -> None:
-    connection, one, other, was_reset = sides(tiny={"client", "target"})
+def test_bulk_to_a_side_that_breaks_is_blamed_on_that_side(sides: Sides, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay_module, "_TICK", 10.0)
+    connection, one, other, was_reset = sides()
     connection.start()
-    gevent.spawn(finish_with, other, DATA * 10)
+    one.shutdown(socket.SHUT_WR)  # nobody reads from it or looks at it any more: the failed write is what tells
+    gevent.spawn(finish_with, other, DATA * 40)
     read_exactly(one, len(DATA) * 5)
     reset(one)
     assert connection.end() is was_reset

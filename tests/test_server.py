@@ -1,6 +1,7 @@
 """Tests of a rule set at work: listeners, changes of the rules, limits, the end."""
 
 import errno
+import os
 import socket as stdlib
 import time
 from collections.abc import Callable, Iterator
@@ -301,18 +302,21 @@ def test_a_listener_that_stays_down_is_reported_with_the_line_of_now(
 
 
 class FaultySocket(stdlib.socket):
-    """A listening socket whose next accepts fail with these errors."""
+    """A listening socket whose next accepts fail with these errors; ``clients_leave`` takes a client with each."""
 
     errors: list[int]
+    clients_leave = False
 
     def _accept(self) -> Any:
         if self.errors:
+            if self.clients_leave:
+                os.close(super()._accept()[0])  # type: ignore[misc]
             raise OSError(self.errors.pop(0), "injected")
         return super()._accept()  # type: ignore[misc]
 
 
 def make_faulty(running: Server, *errors: int) -> FaultySocket:
-    (listener,) = running.listeners.values()
+    listener = next(iter(running.listeners.values()))
     listening: Any = listener.socket
     faulty = FaultySocket(fileno=listening.detach())
     faulty.errors = list(errors)
@@ -328,8 +332,9 @@ def test_a_failed_accept_costs_a_pause_and_one_line(
     started = time.monotonic()
     assert talk_to(sockets, port, backend).works()
     assert time.monotonic() - started >= 2 * 0.1
-    lines = [line for line in journal.finish() if "cannot accept" in line.get("message", "")]
-    assert [(line["listen"], line["reason"]) for line in lines] == [(f"{HOST}:{port}", errno.errorcode[number])]
+    line, rest = [line for line in journal.finish() if "cannot accept" in line.get("message", "")]
+    assert (line["listen"], line["reason"]) == (f"{HOST}:{port}", errno.errorcode[number])
+    assert rest["message"] == "cannot accept: 1 suppressed"
 
 
 @pytest.mark.parametrize("number", [errno.ECONNABORTED, errno.EINTR, errno.EPROTO])
@@ -341,6 +346,36 @@ def test_a_client_that_gave_up_before_accept_costs_nothing(
     assert talk_to(sockets, port, backend).works()
     assert time.monotonic() - started < 0.1 * 20
     assert not [line for line in journal.finish() if "cannot accept" in line.get("message", "")]
+
+
+def test_a_client_that_gave_up_leaves_the_place_to_another_listener(
+    sockets: Sockets, start: Start, port: int, other_port: int, backend: socket.socket
+) -> None:
+    running = start(row(port, backend), max_connections=1)
+    faulty = make_faulty(running, errno.ECONNABORTED)
+    faulty.clients_leave = True
+    first, faulty.errors = faulty.errors, []
+    running.apply(rules(row(port, backend), row(other_port, backend)))
+    talk = talk_to(sockets, port, backend)
+    faulty.errors = first
+    sockets.client(Address(HOST, port))
+    eventually(lambda: len(running.gate._waiting) == 1)
+    waiting = sockets.client(Address(HOST, other_port))
+    eventually(lambda: len(running.gate._waiting) == 2)
+    talk.close()
+    assert Talk(waiting, sockets.accept(backend)).works()
+
+
+def test_a_client_that_gave_up_does_not_cost_those_behind_it_their_turn_when_the_rule_is_removed(
+    sockets: Sockets, start: Start, port: int, backend: socket.socket
+) -> None:
+    running = start(row(port, backend))
+    make_faulty(running, errno.ECONNABORTED)
+    with stdlib.create_connection((HOST, port)) as early:  # blocks the loop: nobody accepts meanwhile
+        running.apply(RuleSet())
+        target = sockets.accept(backend)
+        early.sendall(b"still served")
+        assert read_exactly(target, 12) == b"still served"
 
 
 def test_a_rule_may_be_removed_while_its_listener_pauses(

@@ -105,7 +105,10 @@ class Log:
 
     def _unlimit(self, key: tuple[str, str], timer: Any) -> None:
         timer.close()
-        count = self._suppressed.pop(key)
+        self._tell_suppressed(key)
+
+    def _tell_suppressed(self, key: tuple[str, str]) -> None:
+        count = self._suppressed.pop(key, 0)
         if count:
             self.warning(f"{key[0]}: {count} suppressed", about=key[1])
 
@@ -153,6 +156,8 @@ class Log:
 
     def close(self, timeout: float = 1.0) -> None:
         """Write what is queued, for ``timeout`` seconds at most."""
+        for key in tuple(self._suppressed):
+            self._tell_suppressed(key)
         self._queue.put(None)
         self._writer.join(timeout)
 

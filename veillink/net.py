@@ -5,6 +5,7 @@ Rule: at most one greenlet reads from a stream and at most one writes to it, and
 """
 
 import _socket
+import contextlib
 import errno
 import fcntl
 import os
@@ -363,11 +364,12 @@ class _ResetWatch:
         self._watcher.start(self._report)
 
     def add(self, fd: int, told: Callable[[], None]) -> None:
-        if fd in self._told:
-            self._epoll.modify(fd, select.EPOLLET)  # tells again of a reset that was there before
-        else:
-            self._epoll.register(fd, select.EPOLLET)
-        self._told[fd] = told
+        with contextlib.suppress(OSError):  # no more watches to be had (epoll(7)): it is noticed by the next write
+            if fd in self._told:
+                self._epoll.modify(fd, select.EPOLLET)  # tells again of a reset that was there before
+            else:
+                self._epoll.register(fd, select.EPOLLET)
+            self._told[fd] = told
 
     def forget(self, fd: int) -> None:
         self._told.pop(fd, None)  # closing the descriptor takes it out of the set

@@ -14,8 +14,8 @@ import pytest
 from veillink.net import Stream
 
 from .conftest import Forward, Hold
-from .ends import MIB, SIDES, Side, Unready, Upload, digest_to_eof, wait_until_received
-from .harness import HOST, VeilLink, echo, eventually, read_exactly, read_to_eof
+from .ends import MIB, SIDES, Side, Unready, Upload, digest_to_eof, push, wait_until_received
+from .harness import HOST, VeilLink, echo, eventually, read_exactly, read_to_eof, reset
 
 pytestmark = pytest.mark.usefixtures("relay")
 
@@ -59,6 +59,8 @@ def test_two_sides_that_send_before_they_read_get_all_of_it_in_the_end(hold: Hol
 def test_many_connections_at_once_keep_their_bytes_apart(hold: Hold) -> None:
     ends = hold(receive_buffer=16 << 10)
     pairs = [ends.pair() for _ in range(20)]
+    for client, _ in pairs[::2]:  # half of them in small portions
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16 << 10)
     uploads = [Upload(client, 6 * MIB, seed=n) for n, (client, _) in enumerate(pairs)]
     digests = {target: hashlib.sha256() for _, target in pairs}
     open_ = set(digests)
@@ -69,6 +71,21 @@ def test_many_connections_at_once_keep_their_bytes_apart(hold: Hold) -> None:
             if not data:
                 open_.remove(target)
     assert [digests[target].digest() for _, target in pairs] == [upload.digest() for upload in uploads]
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_what_was_under_way_on_a_connection_that_was_cut_never_shows_up_on_another(hold: Hold, side: Side) -> None:
+    ends = hold()
+    cut = [ends.pair(side) for _ in range(5)]
+    for near, _ in cut:
+        push(near, 64 * MIB, quiet=0.1)
+    for _, far in cut:
+        reset(far)
+    ends.veillink.access(len(cut))
+    for seed in range(5):
+        near, far = ends.pair(side)
+        upload = Upload(near, 8 * MIB, seed)
+        assert digest_to_eof(far) == upload.digest()
 
 
 def test_two_writes_with_a_pause_arrive_joined(hold: Hold) -> None:

@@ -223,6 +223,16 @@ def test_thousands_of_failures_make_a_few_warnings_that_account_for_all_of_them(
     assert len(re.findall(" warning cannot reach", veillink.output)) <= 2 * (seconds + 2)
 
 
+def test_what_was_suppressed_in_the_last_second_is_told_before_it_ends(start: Start) -> None:
+    veillink = start(f"{HOST}:{{port}},{HOST},{free_port()},name=dead\n", "--no-access-log", text=True)
+    with Load() as load:
+        load.run([("wait", veillink.port)], 500, 20)
+    assert veillink.stop() == 0
+    single = re.findall(r" warning cannot reach a target rule=dead ", veillink.output)
+    more = re.findall(r" warning cannot reach a target: (\d+) suppressed about=", veillink.output)
+    assert len(single) + sum(map(int, more)) == 500
+
+
 def test_without_access_lines_failures_are_still_told(start: Start, backend: Serve) -> None:
     good = free_port()
     veillink = start(
