@@ -271,8 +271,7 @@ class Server:
             else:
                 listener.start()
                 self.listeners[address] = listener
-                if self.down.pop(address, None):
-                    self._log.info("listening at last", rule=service.rule.name, listen=address)
+                self.down.pop(address, None)
 
     def _hand_over(self, listener: Listener, service: Service, offset: int) -> None:
         if listener.service is not service:
@@ -298,7 +297,12 @@ class Server:
         while self.down:
             gevent.sleep(delay)
             delay = min(_LAST_RETRY, delay * 2)
+            before = tuple(self.down)
             self._open_missing()
+            for address in before:
+                if address in self.listeners:
+                    rule = self.listeners[address].service.rule
+                    self._log.info("listening at last", rule=rule.name, listen=address)
         self._retrier = None
 
 

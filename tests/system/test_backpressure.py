@@ -23,6 +23,7 @@ def most_in_the_kernel() -> int:
     return 2 * sum(sizes)
 
 
+@pytest.mark.usefixtures("relay")
 @pytest.mark.parametrize("side", SIDES)
 def test_a_side_that_does_not_read_stalls_the_sender_and_costs_no_memory(hold: Hold, side: Side) -> None:
     ends = hold()

@@ -30,7 +30,7 @@ from .ends import (
 )
 from .harness import HOST, VeilLink, eventually, read_exactly, read_to_eof, reset
 
-pytestmark = pytest.mark.usefixtures("relay")
+bulk = pytest.mark.usefixtures("relay")
 
 
 def greet(near: socket.socket, far: socket.socket) -> None:
@@ -42,6 +42,7 @@ def greet(near: socket.socket, far: socket.socket) -> None:
 # --- FIN -------------------------------------------------------------------------------------------------------------
 
 
+@bulk
 def test_a_client_that_has_finished_sending_still_gets_its_answer(forward: Forward) -> None:
     answer = random.Random(1).randbytes(MIB)
 
@@ -67,6 +68,7 @@ def test_a_target_that_has_finished_sending_still_gets_the_upload(hold: Hold) ->
     assert ends.end() == "closed"
 
 
+@bulk
 @pytest.mark.parametrize("side", SIDES)
 def test_a_side_that_sends_and_closes_at_once_is_heard_out(hold: Hold, side: Side) -> None:
     ends = hold()
@@ -128,6 +130,7 @@ def test_a_reset_is_passed_on_as_a_reset(hold: Hold, side: Side) -> None:
     assert ends.end() == f"{side}_reset"
 
 
+@bulk
 @pytest.mark.parametrize("side", SIDES)
 def test_a_cut_transfer_does_not_look_complete(hold: Hold, side: Side) -> None:
     ends = hold()
@@ -139,6 +142,7 @@ def test_a_cut_transfer_does_not_look_complete(hold: Hold, side: Side) -> None:
     assert ends.end() == f"{side}_reset"
 
 
+@bulk
 @pytest.mark.parametrize("side", SIDES)
 def test_what_arrived_before_a_reset_is_delivered_before_it(hold: Hold, side: Side) -> None:
     ends = hold()
@@ -152,6 +156,7 @@ def test_what_arrived_before_a_reset_is_delivered_before_it(hold: Hold, side: Si
         assert read_to_reset(far) == upload
 
 
+@bulk
 @pytest.mark.parametrize("side", SIDES)
 def test_what_arrived_before_a_reset_is_delivered_although_the_reader_sends_too(hold: Hold, side: Side) -> None:
     ends = hold()

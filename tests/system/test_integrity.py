@@ -17,9 +17,10 @@ from .conftest import Forward, Hold
 from .ends import MIB, SIDES, Side, Unready, Upload, digest_to_eof, push, wait_until_received
 from .harness import HOST, VeilLink, echo, eventually, read_exactly, read_to_eof, reset
 
-pytestmark = pytest.mark.usefixtures("relay")
+bulk = pytest.mark.usefixtures("relay")
 
 
+@bulk
 def test_a_large_random_stream_comes_back_as_it_was(forward: Forward) -> None:
     veillink = forward(echo)
     total = 64 * MIB
@@ -31,6 +32,7 @@ def test_a_large_random_stream_comes_back_as_it_was(forward: Forward) -> None:
     assert (line["bytes_in"], line["bytes_out"], line["end"]) == (total, total, "closed")
 
 
+@bulk
 def test_both_sides_can_send_at_full_speed_at_once(hold: Hold) -> None:
     ends = hold()
     client, target = ends.pair()
@@ -44,6 +46,7 @@ def test_both_sides_can_send_at_full_speed_at_once(hold: Hold) -> None:
     assert ends.end() == "closed"
 
 
+@bulk
 def test_two_sides_that_send_before_they_read_get_all_of_it_in_the_end(hold: Hold) -> None:
     ends = hold()
     client, target = ends.pair()
@@ -56,12 +59,13 @@ def test_two_sides_that_send_before_they_read_get_all_of_it_in_the_end(hold: Hol
     assert ends.end() == "closed"
 
 
+@bulk
 def test_many_connections_at_once_keep_their_bytes_apart(hold: Hold) -> None:
     ends = hold(receive_buffer=16 << 10)
     pairs = [ends.pair() for _ in range(20)]
     for client, _ in pairs[::2]:  # half of them in small portions
         client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16 << 10)
-    uploads = [Upload(client, 6 * MIB, seed=n) for n, (client, _) in enumerate(pairs)]
+    uploads = [Upload(client, 3 * MIB, seed=n) for n, (client, _) in enumerate(pairs)]
     digests = {target: hashlib.sha256() for _, target in pairs}
     open_ = set(digests)
     while open_:
@@ -76,15 +80,15 @@ def test_many_connections_at_once_keep_their_bytes_apart(hold: Hold) -> None:
 @pytest.mark.parametrize("side", SIDES)
 def test_what_was_under_way_on_a_connection_that_was_cut_never_shows_up_on_another(hold: Hold, side: Side) -> None:
     ends = hold()
-    cut = [ends.pair(side) for _ in range(5)]
+    cut = [ends.pair(side) for _ in range(3)]
     for near, _ in cut:
         push(near, 64 * MIB, quiet=0.1)
     for _, far in cut:
         reset(far)
     ends.veillink.access(len(cut))
-    for seed in range(5):
+    for seed in range(3):
         near, far = ends.pair(side)
-        upload = Upload(near, 8 * MIB, seed)
+        upload = Upload(near, 4 * MIB, seed)
         assert digest_to_eof(far) == upload.digest()
 
 
@@ -193,6 +197,7 @@ def test_an_urgent_byte_arrives_in_its_place(hold: Hold, side: Side) -> None:
     assert read_to_eof(far) == b"?"
 
 
+@bulk
 def test_an_urgent_byte_amid_a_large_transfer_arrives_in_its_place(hold: Hold) -> None:
     client, target = hold().pair()
     data = random.Random(1).randbytes(16 * MIB)
