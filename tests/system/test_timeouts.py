@@ -50,7 +50,7 @@ def test_the_silence_counts_from_the_last_byte(hold: Hold) -> None:
 def test_a_byte_now_and_then_in_one_direction_keeps_a_connection(hold: Hold) -> None:
     ends = hold("idle_timeout=1s")
     pairs = [ends.pair(side) for side in SIDES]
-    for _ in range(6):
+    for _ in range(4):
         time.sleep(0.4)
         for near, far in pairs:
             near.sendall(b".")
@@ -71,16 +71,16 @@ def test_limits_that_are_set_need_no_warning(start: Callable[..., VeilLink]) -> 
     assert "limits are off" not in veillink.output
 
 
-@pytest.mark.parametrize("side", SIDES)
-def test_a_reader_that_has_stopped_is_silence_too(hold: Hold, side: Side) -> None:
+def test_a_reader_that_has_stopped_is_silence_too(hold: Hold) -> None:
     ends = hold("idle_timeout=1s")
-    near, far = ends.pair(side)
-    sent = push(near, 128 * MIB, quiet=0.2)
+    pairs = [ends.pair(side) for side in SIDES]
+    sent = [push(near, 128 * MIB, quiet=0.2) for near, _ in pairs]
     stalled = time.monotonic() - 0.2
-    eventually(partial(refuses, near), 5)
+    ended(ends, "idle_timeout", 2)
     assert 0.7 < time.monotonic() - stalled < 2.5
-    assert sent.startswith(read_to_reset(far))  # a reset: what is missing must not look like the end
-    ended(ends, "idle_timeout")
+    for (near, far), data in zip(pairs, sent, strict=True):
+        assert refuses(near)
+        assert data.startswith(read_to_reset(far))  # a reset: what is missing must not look like the end
 
 
 def test_a_reader_that_is_only_slow_is_not_silence(hold: Hold) -> None:
@@ -99,13 +99,13 @@ def test_a_reader_that_is_only_slow_is_not_silence(hold: Hold) -> None:
 
 
 def test_the_silence_counts_from_the_last_byte_that_the_reader_took(hold: Hold) -> None:
-    ends = hold("idle_timeout=2s", receive_buffer=64 * KIB)
+    ends = hold("idle_timeout=1s", receive_buffer=64 * KIB)
     client, target = ends.pair()
     push(client, 256 * KIB)
-    time.sleep(0.8)
+    time.sleep(0.5)
     read_exactly(target, 256 * KIB)
     assert read_to_eof(target) == b""
-    assert 2.8 < ended(ends, "idle_timeout")[0] < 4
+    assert 1.45 < ended(ends, "idle_timeout")[0] < 2.7
 
 
 def test_silence_after_a_reset_takes_nothing_from_who_has_still_to_read(hold: Hold) -> None:
@@ -149,14 +149,14 @@ def test_an_answer_that_comes_bit_by_bit_is_not_cut_by_the_half_close_timeout(ho
     pairs = [ends.pair(side) for side in SIDES]
     for near, _ in pairs:
         near.shutdown(socket.SHUT_WR)
-    for _ in range(4):
+    for _ in range(3):
         time.sleep(0.4)
         for near, far in pairs:
             far.sendall(b".")
             assert read_exactly(near, 1) == b"."
     for near, _ in pairs:
         assert read_to_eof(near) == b""
-    assert min(ended(ends, "half_close_timeout", 2)) > 1.6 + 0.9
+    assert min(ended(ends, "half_close_timeout", 2)) > 1.2 + 0.9
 
 
 def test_an_answer_that_is_read_slowly_is_not_cut_by_the_half_close_timeout(hold: Hold) -> None:
