@@ -88,7 +88,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
         if work is None:
             axis.set_visible(False)
         else:
-            lay_out(axis, min(everything), max(everything), list(titles.values()))
+            lay_out(axis, min(everything) / 1.6, max(everything), list(titles.values()))  # room for its number
             axis.set_title(f"{work['title']}\n", fontsize=12.5, loc="left", fontweight="bold")
             axis.text(0, 1.02, work["unit"], transform=axis.transAxes, fontsize=11, color="#444444")
             for place, name in enumerate(titles):

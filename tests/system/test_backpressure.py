@@ -1,5 +1,6 @@
 """Who reads slowly makes the sender wait; nothing piles up in between, and nobody else notices."""
 
+import contextlib
 import hashlib
 import shutil
 import socket
@@ -73,7 +74,7 @@ def test_a_stalled_transfer_goes_on_at_full_speed_once_it_is_read(hold: Hold) ->
     pairs = [ends.pair(side) for side in SIDES]
     uploads = [Upload(near, 96 * MIB) for near, _ in pairs]
     received = [hashlib.sha256(read_exactly(far, 8 * MIB)) for _, far in pairs]
-    time.sleep(1)
+    time.sleep(1.5)
     began = time.monotonic()
     for (_, far), digest in zip(pairs, received, strict=True):
         while data := far.recv(MIB):
@@ -103,19 +104,35 @@ def test_a_slow_reader_in_one_direction_does_not_hold_up_the_other(hold: Hold) -
     assert digest_to_eof(client) == upload.digest()
 
 
-# Every read of VeilLink's takes a millisecond: whoever sends and reads is faster, and neither is ever waited for.
-SLOWED = ("strace", "-f", "-o", "/dev/null", "-e", "trace=recvfrom", "-e", "inject=recvfrom:delay_enter=1000")
+# VeilLink's reads are slow: whoever sends and whoever receives is faster, and neither is ever waited for.
+SLOWED = [
+    *("strace", "-f", "-o", "/dev/null", "-e", "trace=recvfrom,splice"),
+    *("-e", "inject=recvfrom:delay_enter=1000", "-e", "inject=splice:delay_enter=4000"),
+]
 
 
 @pytest.mark.skipif(not shutil.which("strace"), reason="needs strace")
+@pytest.mark.usefixtures("relay")
 def test_a_transfer_that_never_pauses_leaves_room_for_small_talk(network: Network, hold: Hold) -> None:
     for buffers in ("ipv4/tcp_rmem", "ipv4/tcp_wmem"):  # otherwise the first window is no longer than one read
         network.set(buffers, "4096 4194304 16777216")
     ends = hold(before=SLOWED)
     source, sink = ends.pair()
-    drained = threading.Thread(target=digest_to_eof, args=(sink,))
-    drained.start()
-    flood = Upload(source, 4096 * MIB)
+    block = bytes(4 * MIB)
+
+    def flood() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                source.sendall(block)
+
+    def drain() -> None:
+        with contextlib.suppress(OSError):
+            while sink.recv(MIB):
+                pass
+
+    threads = [threading.Thread(target=flood), threading.Thread(target=drain)]
+    for thread in threads:
+        thread.start()
     waited = []
     with ends.veillink.connect(ends.veillink.echo_port) as talk:
         until = time.monotonic() + 2
@@ -125,7 +142,7 @@ def test_a_transfer_that_never_pauses_leaves_room_for_small_talk(network: Networ
             read_exactly(talk, 10)
             waited.append(time.monotonic() - began)
     source.shutdown(socket.SHUT_RDWR)
-    for thread in (flood, drained):
+    for thread in threads:
         thread.join()
     sink.close()
     (line,) = ends.veillink.access()
