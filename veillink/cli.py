@@ -92,6 +92,19 @@ def parser() -> configargparse.ArgumentParser:
     add("--log-format", choices=("text", "json"), default="text", help="of every line (default: %(default)s)")
     add("--log-level", choices=LEVELS, default="info", help="least level that is written (default: %(default)s)")
     add("--access-log", action=BooleanOptionalAction, default=True, help="a line for each connection when it ends")
+    _add_rule_defaults(parser)
+    add(
+        "--settings",
+        is_config_file=True,
+        env_var="VEILLINK_SETTINGS",
+        metavar="PATH",
+        help="file with these options as 'drain-timeout = 30s'",
+    )
+    add("--version", action="version", version=f"veillink {__version__}")
+    return parser
+
+
+def _add_rule_defaults(parser: configargparse.ArgumentParser) -> None:
     defaults = parser.add_argument_group("defaults for rules; a row's option of the same name goes before")
     for option in OPTIONS:
         if option.name in _timeout_names():
@@ -102,15 +115,6 @@ def parser() -> configargparse.ArgumentParser:
                 metavar="TIME",
                 help=f"{option.help} (default: %(default)s)",
             )
-    add(
-        "--settings",
-        is_config_file=True,
-        env_var="VEILLINK_SETTINGS",
-        metavar="PATH",
-        help="file with these options as 'drain-timeout = 30s'",
-    )
-    add("--version", action="version", version=f"veillink {__version__}")
-    return parser
 
 
 def _timeout_names() -> frozenset[str]:
