@@ -334,7 +334,8 @@ class Stream:
     def abort(self) -> None:
         """Close with RST: what is still unsent is thrown away, and the peer knows that the connection was cut."""
         if self._socket.fileno() >= 0:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            with contextlib.suppress(OSError):  # it is gone already
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             self.close()
 
     def close(self) -> None:

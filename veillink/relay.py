@@ -127,10 +127,9 @@ class Relay:
             self._join_twin()
         except Ended as ended:
             self._end_twin()
-            if ended.end is End.CLIENT_RESET:
-                self._flush(self._target)
-            elif ended.end is End.TARGET_RESET:
-                self._flush(self._client)
+            if ended.end in (End.CLIENT_RESET, End.TARGET_RESET):
+                self._reset = self._reset or (time.monotonic(), ended.end)
+                self._flush(self._target if ended.end is End.CLIENT_RESET else self._client, self._reset[0])
             raise
         finally:
             self._end_twin()
@@ -273,10 +272,10 @@ class Relay:
             self._reset = (time.monotonic(), end)
             self._patience.watch(self)
 
-    def _flush(self, stream: Stream) -> None:
-        """Wait until the peer has what it was sent: a reset would throw the send queue away."""
+    def _flush(self, stream: Stream, reset: float) -> None:
+        """Wait until the peer has what it was sent before the ``reset``: ours would throw the send queue away."""
         unsent = stream.unsent()
-        since = max(self._moved_at, self._reset[0]) if self._reset else time.monotonic()
+        since = max(self._moved_at, reset)
         while unsent and not stream.broken and time.monotonic() - since < _FLUSH_TIME:
             gevent.sleep(0.01)
             if unsent != stream.unsent():
@@ -314,9 +313,10 @@ class Relay:
             return None
         self._heed_delivery(now)
         silent = now - self._moved_at
-        if self._reset and min(silent, now - self._reset[0]) >= _FLUSH_TIME:
-            return Ended(self._reset[1], "ECONNRESET")
-        return Ended(end) if limit and silent >= limit else None
+        if self._reset:
+            since, end = self._reset
+            return Ended(end, "ECONNRESET") if min(silent, now - since) >= _FLUSH_TIME else None
+        return Ended(end) if silent >= limit else None
 
     def _heed_delivery(self, now: float) -> None:
         """A slow reader is not silence: what was read long ago may still be on its way from the kernel to the peer."""

@@ -82,9 +82,7 @@ def serve(sock: _socket.socket, peer: Address, listen: Address, offset: int, ser
         service.log.error("unforeseen error", id=entry.number, rule=entry.rule, traceback=traceback.format_exc())
     finally:
         interrupt.armed = False
-        for stream in (client, target):
-            if stream is not None:
-                _part(stream, end)
+        _part((client,) if target is None else (client, target), end)
         service.ledger.close(entry, end)
         if service.log.access_lines:
             service.log.access(entry.summary(end, time.monotonic()))
@@ -135,12 +133,14 @@ def _report(ended: Ended, entry: Entry, log: Log) -> None:
         )
 
 
-def _part(stream: Stream, end: End) -> None:
+def _part(streams: tuple[Stream, ...], end: End) -> None:
     """Close with FIN where both sides had finished, or nothing was on its way when patience ran out; else with RST."""
     try:
-        if end is End.CLOSED or (end in _SILENCE and not stream.unsent()):
+        complete = end is End.CLOSED or (end in _SILENCE and not any(stream.unsent() for stream in streams))
+    except OSError:  # it is gone already
+        complete = False
+    for stream in streams:
+        if complete:
             stream.close()
         else:
             stream.abort()
-    except OSError:  # it is gone already
-        stream.close()

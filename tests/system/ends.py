@@ -131,6 +131,12 @@ def frozen(veillink: VeilLink) -> Iterator[None]:
         veillink.send(signal.SIGCONT)
 
 
+def most_in_the_kernel() -> int:
+    """Return what the send and receive buffers of a connection's two legs can take at most (tcp(7))."""
+    sizes = [int(Path("/proc/sys/net/ipv4", name).read_text().split()[2]) for name in ("tcp_rmem", "tcp_wmem")]
+    return 2 * sum(sizes)
+
+
 def unsent(sock: socket.socket) -> int:
     """Return how many sent bytes the peer's kernel does not have yet."""
     return int.from_bytes(fcntl.ioctl(sock, termios.TIOCOUTQ, b"\0\0\0\0"), sys.byteorder)

@@ -83,6 +83,18 @@ def test_a_reader_that_has_stopped_is_silence_too(hold: Hold) -> None:
         assert data.startswith(read_to_reset(far))  # a reset: what is missing must not look like the end
 
 
+def test_a_sender_that_has_finished_learns_that_not_all_of_it_arrived(hold: Hold) -> None:
+    ends = hold("idle_timeout=1s", receive_buffer=16 * KIB)
+    pairs = [ends.pair(side) for side in SIDES]
+    for near, _ in pairs:
+        near.sendall(bytes(MIB))
+        near.shutdown(socket.SHUT_WR)
+    for near, far in pairs:
+        assert read_to_reset(near, 3) == b""
+        assert len(read_to_reset(far)) < MIB
+    ended(ends, "idle_timeout", 2)
+
+
 def test_a_reader_that_is_only_slow_is_not_silence(hold: Hold) -> None:
     ends = hold("idle_timeout=1500ms", receive_buffer=64 * KIB)
     pairs = [ends.pair(side) for side in SIDES]
@@ -110,13 +122,15 @@ def test_the_silence_counts_from_the_last_byte_that_the_reader_took(hold: Hold) 
 
 def test_silence_after_a_reset_takes_nothing_from_who_has_still_to_read(hold: Hold) -> None:
     ends = hold("idle_timeout=1s", receive_buffer=64 * KIB)
-    target, client = ends.pair("target")
-    answer = push(target, MIB)
-    wait_until_delivered(target)
-    reset(target)
+    pairs = [ends.pair(side) for side in SIDES]
+    sent = [push(near, MIB) for near, _ in pairs]
+    for near, _ in pairs:
+        wait_until_delivered(near)
+        reset(near)
     time.sleep(2)
-    assert read_to_reset(client) == answer
-    ended(ends, "target_reset")
+    for (_, far), data in zip(pairs, sent, strict=True):
+        assert read_to_reset(far) == data
+    assert {line["end"] for line in ends.veillink.access(2)} == {"client_reset", "target_reset"}
 
 
 # --- half_close_timeout ----------------------------------------------------------------------------------------------
