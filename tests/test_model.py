@@ -86,9 +86,10 @@ def test_a_rule_that_differs_in_anything_else_is_another(change: dict[str, objec
     "value", [Address("", 80), TARGET, Timeouts(), RuleSet(), Rule("web", Address("", 80), 1, (TARGET,))]
 )
 def test_nouns_cannot_be_changed(value: object) -> None:
-    for field in dataclasses.fields(value):  # type: ignore[arg-type]
-        with pytest.raises(dataclasses.FrozenInstanceError):
-            setattr(value, field.name, None)
+    names = value._fields if isinstance(value, Address) else [field.name for field in dataclasses.fields(value)]  # type: ignore[arg-type]
+    for name in names:
+        with pytest.raises(AttributeError):
+            setattr(value, name, None)
 
 
 def test_an_ending_carries_its_reason() -> None:

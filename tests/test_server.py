@@ -202,7 +202,7 @@ def test_changed_keepalive_counts_for_new_connections(
     running = start(row(port, backend, "keepalive=60s"))
     running.apply(rules(row(port, backend, "keepalive=30s")))
     listening: Any = running.listeners[Address(HOST, port)].socket
-    options = net.socket_options(30)
+    options = net._keepalive_options(30)
     assert {o: listening.getsockopt(*o[:2]) for o in options} == {o: o[2] for o in options}
 
 
@@ -592,7 +592,7 @@ def state(running: Server) -> object:
             listener.service.rule,
             listener.offset,
             address_of(listener.socket),
-            [listener.socket.getsockopt(*option[:2]) for option in listener.service.route.options],
+            [listener.socket.getsockopt(*option[:2]) for option in net._keepalive_options(60)],
         )
         for address, listener in running.listeners.items()
     }

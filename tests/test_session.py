@@ -13,7 +13,7 @@ from veillink import names, relay
 from veillink.ledger import Flow, Ledger
 from veillink.model import Address, End, Ended, Rule, Target, Timeouts
 from veillink.names import Names
-from veillink.net import Stream, adopt, readable, socket_options
+from veillink.net import Stream, adopt, readable
 from veillink.pipes import Pipes
 from veillink.pool import Pool
 from veillink.relay import Patience, Relay
@@ -36,7 +36,7 @@ class Front:
         self.ledger = Ledger()
         self.patience = Patience()
         self.book = Names(journal.log, 8)
-        route = Route(Pool(targets), self.book, socket_options(60), 16)
+        route = Route(Pool(targets), self.book, 16)
         rule = Rule("web", LISTEN, 3, targets, timeouts)
         self.service = Service(rule, route, self.ledger, self.patience, Pipes(2), journal.log)
         self._listener = sockets.listener()

@@ -11,7 +11,7 @@ import pytest
 from veillink import names, upstream
 from veillink.model import Address, End, Ended, Target
 from veillink.names import Names
-from veillink.net import Stream, socket_options
+from veillink.net import _OPTIONS, Stream
 from veillink.pool import Pool
 from veillink.upstream import Route
 
@@ -19,7 +19,6 @@ from .sockets import Journal, Sockets, address_of, eventually, open_files
 from .system.harness import HOST, free_port
 
 FOREVER = float("inf")
-OPTIONS = socket_options(60)
 NOT_CONNECTABLE = Address("fe80::1", 80)  # a link-local address without its zone: EINVAL at once
 
 
@@ -61,7 +60,7 @@ def book(journal: Journal) -> Iterator[Names]:
 @pytest.fixture
 def race(book: Names) -> Race:
     def _race(addresses: Sequence[Address], seconds: float = FOREVER, most_beside: int = 16) -> Outcome:
-        route = Route(Pool(()), book, OPTIONS, most_beside)
+        route = Route(Pool(()), book, most_beside)
         return outcome(lambda until, tried: upstream._race(addresses, route, until, tried), seconds)
 
     return _race
@@ -70,7 +69,7 @@ def race(book: Names) -> Race:
 @pytest.fixture
 def connect(book: Names) -> Connect:
     def _connect(*targets: Target, seconds: float = FOREVER, offset: int = 0) -> Outcome:
-        route = Route(Pool(targets), book, OPTIONS, 16)
+        route = Route(Pool(targets), book, 16)
         return outcome(lambda until, tried: upstream.connect(route, offset, until, tried), seconds)
 
     return _connect
@@ -102,8 +101,8 @@ def test_the_first_address_that_connects_is_taken_and_no_other_asked(
 
 def test_a_connected_stream_works_and_has_the_options(sockets: Sockets, book: Names) -> None:
     listener = sockets.listener()
-    stream, _ = upstream._race([address_of(listener)], Route(Pool(()), book, OPTIONS, 16), FOREVER, [])
-    assert {o: stream._socket.getsockopt(*o[:2]) for o in OPTIONS} == {o: o[2] for o in OPTIONS}
+    stream, _ = upstream._race([address_of(listener)], Route(Pool(()), book, 16), FOREVER, [])
+    assert {o: stream._socket.getsockopt(*o[:2]) for o in _OPTIONS} == {o: o[2] for o in _OPTIONS}
     stream.sendall(memoryview(b"through"))
     assert sockets.accept(listener).recv(100) == b"through"
     stream.close()
@@ -192,7 +191,7 @@ def test_all_connections_together_use_so_many_descriptors_only_to_try_addresses_
 ) -> None:
     silent = [sockets.silent() for _ in range(3)]
     before = open_files()
-    route = Route(Pool(()), book, OPTIONS, most_beside=2)
+    route = Route(Pool(()), book, most_beside=2)
 
     def race() -> End:
         with pytest.raises(Ended) as caught:

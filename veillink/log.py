@@ -41,10 +41,12 @@ def escape(value: object, longest: int = _LONGEST_VALUE) -> str:
     return json.dumps(text)
 
 
-def _cut(value: object, longest: int = _LONGEST_VALUE) -> object:
-    if isinstance(value, str) and len(value) > longest:
-        return value[:longest] + "..."
-    return value
+def _plain(value: object, longest: int = _LONGEST_VALUE) -> object:
+    """Return a value as JSON has it: numbers as they are, all else as text of limited length."""
+    if value is None or isinstance(value, int | float):
+        return value
+    text = str(value)
+    return text[:longest] + "..." if len(text) > longest else text
 
 
 class Log:
@@ -117,7 +119,7 @@ class Log:
         if not self.access_lines:
             return
         if self._json:
-            self._put(json.dumps({"time": self._now()} | {key: _cut(value) for key, value in fields.items()}))
+            self._put(json.dumps({"time": self._now()} | {key: _plain(value) for key, value in fields.items()}))
         else:
             self._put(f"time={self._now()} " + " ".join(f"{key}={escape(value)}" for key, value in fields.items()))
 
@@ -126,7 +128,7 @@ class Log:
             return
         if self._json:
             whole = {"time": self._now(), "level": level, "message": message} | fields
-            self._put(json.dumps({key: _cut(value, _longest(key)) for key, value in whole.items()}, default=str))
+            self._put(json.dumps({key: _plain(value, _longest(key)) for key, value in whole.items()}))
         else:
             words = [f"{key}={escape(value, _longest(key))}" for key, value in fields.items()]
             self._put(" ".join([self._now(), level, _printable(message), *words]))

@@ -26,8 +26,13 @@ from .pipes import PIPE_SIZE, Pipe
 # The kernel caps it at net.core.somaxconn. With gevent's 128 a burst of 2,000 connects took over 4 s, with this 0.5 s.
 BACKLOG: Final = 4096
 
-SocketOptions = tuple[tuple[int, int, int], ...]
+_Options = tuple[tuple[int, int, int], ...]
 
+# Small messages leave at once; urgent data stays in line, otherwise its byte is lost (tcp(7)).
+_OPTIONS: Final[_Options] = (
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+    (socket.SOL_SOCKET, socket.SO_OOBINLINE, 1),
+)
 _READ: Final = 1
 _WRITE: Final = 2
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
@@ -60,58 +65,63 @@ def _supported(option: int, value: int) -> bool:
 _HAS_RTO_MAX: Final = _supported(_TCP_RTO_MAX_MS, 10_000)
 
 
-def socket_options(keepalive: float) -> SocketOptions:
-    """Return what is set on both legs of a connection, as (level, option, value).
-
-    Args:
-        keepalive: seconds of silence after which a peer is asked whether it is still there; three unanswered questions,
-            a sixth of that time apart, end the connection. 0 asks never.
-
-    Source: tcp(7), socket(7). Urgent data stays in line: otherwise its byte is lost. TCP_USER_TIMEOUT is not used: it
-    also ends a living reader that pauses with a full window (measured: a limit of 3 s, dead after 3.3 s). The longest
-    pause between two retransmissions is limited instead where the kernel can do that, so that 15 of them
-    (net.ipv4.tcp_retries2) to a vanished peer take about 1.2 times ``keepalive`` and not a quarter of an hour.
-    """
+def _keepalive_options(seconds: float) -> _Options:
     tcp = socket.IPPROTO_TCP
-    options = [
-        (tcp, socket.TCP_NODELAY, 1),
-        (socket.SOL_SOCKET, socket.SO_OOBINLINE, 1),
-        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, int(keepalive > 0)),
-    ]
-    if keepalive and hasattr(socket, "TCP_KEEPIDLE"):
+    options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, int(seconds > 0))]
+    if seconds and hasattr(socket, "TCP_KEEPIDLE"):
         options += [
-            (tcp, socket.TCP_KEEPIDLE, round(keepalive)),
-            (tcp, socket.TCP_KEEPINTVL, max(1, round(keepalive / 6))),
+            (tcp, socket.TCP_KEEPIDLE, round(seconds)),
+            (tcp, socket.TCP_KEEPINTVL, max(1, round(seconds / 6))),
             (tcp, socket.TCP_KEEPCNT, 3),
         ]
     if _HAS_RTO_MAX:
-        longest = round(keepalive * 100) if keepalive else _LONGEST_RTO_MAX_MS
+        longest = round(seconds * 100) if seconds else _LONGEST_RTO_MAX_MS
         options.append((tcp, _TCP_RTO_MAX_MS, min(_LONGEST_RTO_MAX_MS, max(1000, longest))))
     return tuple(options)
 
 
-def listen(address: Address, options: SocketOptions) -> socket.socket:
-    """Return a listening socket; accepted sockets inherit its options (four system calls saved for each).
+def set_keepalive(sock: _socket.socket, seconds: float) -> None:
+    """Find out when the peer has vanished.
+
+    Args:
+        sock: a connection, or a listener, from which accepted ones inherit it (four system calls saved for each).
+        seconds: of silence after which a peer is asked whether it is still there; three unanswered questions, a sixth
+            of that time apart, end the connection. 0 asks never.
+
+    Raises:
+        OSError: the connection is gone already.
+
+    Source: tcp(7), socket(7). TCP_USER_TIMEOUT is not used: it also ends a living reader that pauses with a full window
+    (measured: a limit of 3 s, dead after 3.3 s). The longest pause between two retransmissions is limited instead where
+    the kernel can do that, so that 15 of them (net.ipv4.tcp_retries2) to a vanished peer take about 1.2 times as long
+    and not a quarter of an hour.
+    """
+    for option in _keepalive_options(seconds):
+        sock.setsockopt(*option)
+
+
+def listen(address: Address, keepalive: float) -> socket.socket:
+    """Return a listening socket.
 
     Args:
         address: numeric, or with an empty host for every address of both families. ``::`` is IPv6 alone.
-        options: from ``socket_options``.
+        keepalive: seconds, see ``set_keepalive``.
 
     Raises:
         OSError: the address cannot be had.
     """
     _reset_watch()  # takes its descriptor now, not with the first connection
     if address.host:
-        return _listen(address, options, dual=False)
+        return _listen(address, keepalive, dual=False)
     try:
-        return _listen(Address("::", address.port), options, dual=True)
+        return _listen(Address("::", address.port), keepalive, dual=True)
     except OSError as error:
         if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
             raise
-        return _listen(Address("0.0.0.0", address.port), options, dual=False)  # a host without IPv6
+        return _listen(Address("0.0.0.0", address.port), keepalive, dual=False)  # a host without IPv6
 
 
-def _listen(address: Address, options: SocketOptions, *, dual: bool) -> socket.socket:
+def _listen(address: Address, keepalive: float, *, dual: bool) -> socket.socket:
     family, where = numeric(address.host, address.port)
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -119,8 +129,9 @@ def _listen(address: Address, options: SocketOptions, *, dual: bool) -> socket.s
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if dual else 1)
-        for option in options:
+        for option in _OPTIONS:
             sock.setsockopt(*option)
+        set_keepalive(sock, keepalive)
         sock.bind(where)
         sock.listen(BACKLOG)
     except BaseException:
@@ -155,20 +166,19 @@ def adopt(fd: int, family: int) -> _socket.socket:
     return sock
 
 
-def start_connect(family: int, where: tuple[Any, ...], options: SocketOptions) -> _socket.socket:
+def start_connect(family: int, where: tuple[Any, ...]) -> _socket.socket:
     """Begin to connect and return the socket, which becomes writable when it is decided.
 
     Raises:
         OSError: it failed at once.
     """
-    sock = _socket.socket(family, socket.SOCK_STREAM)
+    sock = _socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        sock.setblocking(False)
-        for option in options:
+        for option in _OPTIONS:
             sock.setsockopt(*option)
-        sock.connect(where)
-    except BlockingIOError:
-        pass
+        code = sock.connect_ex(where)
+        if code not in (0, errno.EINPROGRESS):
+            raise OSError(code, os.strerror(code))
     except BaseException:
         sock.close()
         raise
@@ -215,16 +225,15 @@ class Stream:
         sock: connected and non-blocking; the stream owns it from now on.
     """
 
-    __slots__ = ("_fd", "_read_dry", "_reader", "_recv_into", "_send", "_socket", "_writer", "broken")
+    __slots__ = ("_fd", "_read_dry", "_reader", "_socket", "_watched", "_writer", "broken")
 
     def __init__(self, sock: _socket.socket) -> None:
         self._socket = sock
-        self._recv_into = sock.recv_into
-        self._send = sock.send
         self._fd = sock.fileno()
         self._reader: Any = get_hub().loop.io(self._fd, _READ)
         self._writer: Any = None
         self._read_dry = False
+        self._watched = False
         self.broken = ""
         """The errno's name once a send has found the peer gone."""
 
@@ -236,9 +245,13 @@ class Stream:
         """
         while True:
             if self._read_dry:
-                _wait(self._reader)
+                self._reader.start(getcurrent().switch)  # as _wait does, without its frame
+                try:
+                    get_hub().switch()
+                finally:
+                    self._reader.stop()
             try:
-                count = self._recv_into(buffer)
+                count = self._socket.recv_into(buffer)
             except BlockingIOError:
                 self._read_dry = True  # waiting here would keep the exception alive: 300 bytes for an idle stream
             else:
@@ -266,7 +279,7 @@ class Stream:
             OSError: the connection is lost.
         """
         try:
-            sent = self._send(data)
+            sent = self._socket.send(data)
         except BlockingIOError:
             sent = 0
         if sent == len(data):
@@ -275,7 +288,7 @@ class Stream:
         while rest:
             self._wait_writable()
             try:
-                rest = rest[self._send(rest) :]
+                rest = rest[self._socket.send(rest) :]
             except BlockingIOError:
                 continue
 
@@ -327,8 +340,14 @@ class Stream:
         answer = fcntl.ioctl(self._fd, termios.TIOCOUTQ, b"\0\0\0\0")
         return int.from_bytes(answer, sys.byteorder)
 
+    def keep_alive(self, seconds: float) -> None:
+        """Find out when the peer has vanished; see ``set_keepalive``."""
+        with contextlib.suppress(OSError):  # it is gone already, which the next read tells
+            set_keepalive(self._socket, seconds)
+
     def on_reset(self, told: Callable[[], None]) -> None:
         """Call ``told`` from the hub when the connection is reset, even while nobody reads. The last given counts."""
+        self._watched = True
         _reset_watch().add(self._fd, told)
 
     def abort(self) -> None:
@@ -342,11 +361,11 @@ class Stream:
         """Close in order (FIN). Closing twice is harmless."""
         if self._socket.fileno() < 0:
             return
-        for watcher in (self._reader, self._writer):
-            if watcher is not None:
-                watcher.stop()
-                watcher.close()
-        _reset_watch().forget(self._fd)
+        self._reader.close()
+        if self._writer is not None:
+            self._writer.close()
+        if self._watched:
+            _reset_watch().forget(self._fd)
         self._socket.close()
 
 

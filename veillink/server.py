@@ -18,7 +18,7 @@ from .ledger import Ledger
 from .log import Log
 from .model import Address, End, Ended, Rule, RuleSet
 from .names import Names
-from .net import BACKLOG, Stream, adopt, error_name, listen, readable, socket_options
+from .net import BACKLOG, Stream, adopt, error_name, listen, readable, set_keepalive
 from .pipes import Pipes
 from .pool import Pool
 from .relay import Patience
@@ -121,7 +121,7 @@ class Listener(StreamServer):
     """
 
     def __init__(self, address: Address, service: Service, offset: int, gate: Gate) -> None:
-        sock: Any = listen(address, service.route.options)
+        sock: Any = listen(address, service.rule.timeouts.keepalive)
         super().__init__(sock)
         self.listens_on = address
         self.service = service
@@ -257,8 +257,7 @@ class Server:
             entry.interrupt(Ended(End.DRAINED))
 
     def _build(self, rule: Rule) -> Service:
-        options = socket_options(rule.timeouts.keepalive)
-        route = Route(Pool(rule.targets), self._names, options, self._descriptors.beside)
+        route = Route(Pool(rule.targets), self._names, self._descriptors.beside)
         return Service(rule, route, self.ledger, self._patience, self._pipes, self._log)
 
     def _open_missing(self) -> None:
@@ -275,8 +274,7 @@ class Server:
 
     def _hand_over(self, listener: Listener, service: Service, offset: int) -> None:
         if listener.service is not service:
-            for option in service.route.options:
-                listener.socket.setsockopt(*option)
+            set_keepalive(listener.socket, service.rule.timeouts.keepalive)
             listener.service = service
             listener.offset = offset
 

@@ -14,7 +14,7 @@ from gevent.hub import Waiter, get_hub
 
 from .model import CONNECT_FAILURES, Address, End, Ended, Target
 from .names import Names
-from .net import SocketOptions, Stream, error_name, is_connected, numeric, start_connect
+from .net import Stream, error_name, is_connected, numeric, start_connect
 from .pool import Pool
 
 # RFC 8305, section 5: the head start of one address before the next is tried beside it, in seconds.
@@ -30,13 +30,11 @@ class Route:
     Args:
         pool: its targets.
         names: where their host names are resolved.
-        options: for the sockets to them.
         most_beside: how many descriptors all connections together may use to try addresses side by side.
     """
 
     pool: Pool
     names: Names
-    options: SocketOptions
     most_beside: int
 
 
@@ -52,7 +50,7 @@ def connect(route: Route, offset: int, until: float, tried: list[str]) -> tuple[
     Raises:
         Ended: with the reason of the last failure.
     """
-    failure = Ended(End.NO_TARGET, "every target has weight 0")
+    failure: Ended | None = None
     failed: list[Target] = []
     while (target := route.pool.choose(failed)) is not None:
         now = time.monotonic()
@@ -64,7 +62,7 @@ def connect(route: Route, offset: int, until: float, tried: list[str]) -> tuple[
                 raise  # the connection was ended from outside
             failure = ended
             failed.append(target)
-    raise failure
+    raise failure or Ended(End.NO_TARGET, "every target has weight 0")
 
 
 def _dial(route: Route, target: Address, until: float, tried: list[str]) -> tuple[Stream, Address]:
@@ -97,10 +95,10 @@ class _Attempt:
         self.socket: Any = None
         self._writable: Any = None
 
-    def succeeded(self, options: SocketOptions) -> bool:
+    def succeeded(self) -> bool:
         """Begin, or look whether it has succeeded. Raises the ``OSError`` that it failed with."""
         if self.socket is None:
-            self.socket = start_connect(*numeric(self.address.host, self.address.port), options)
+            self.socket = start_connect(*numeric(self.address.host, self.address.port))
         return is_connected(self.socket)
 
     def when_decided(self, told: Callable[[object], None]) -> None:
@@ -130,7 +128,7 @@ def _race(addresses: Sequence[Address], route: Route, until: float, tried: list[
     """Try the addresses one after another, each with a head start on the next; the first to connect wins."""
     waiting = deque(addresses)
     attempts: list[_Attempt] = []
-    failure = Ended(End.CONNECT_FAILED)
+    failure = OSError()
     next_start = 0.0
     try:
         while waiting or attempts:
@@ -154,19 +152,19 @@ def _race(addresses: Sequence[Address], route: Route, until: float, tried: list[
                     continue
                 attempt = decided
             try:
-                if attempt.succeeded(route.options):
+                if attempt.succeeded():
                     attempts.remove(attempt)
                     return attempt.stream(), attempt.address
             except OSError as error:
                 tried.append(f"{attempt.address} {error_name(error)}")
-                failure = Ended(_ENDS.get(error.errno or 0, End.CONNECT_FAILED), error_name(error))
+                failure = error
                 next_start = 0.0
                 attempts.remove(attempt)
                 attempt.abandon()
-        raise failure
     finally:
         for attempt in attempts:
             attempt.abandon()
+    raise Ended(_ENDS.get(failure.errno or 0, End.CONNECT_FAILED), error_name(failure))
 
 
 def _first_decided(attempts: Sequence[_Attempt], until: float) -> _Attempt | None:
