@@ -10,7 +10,8 @@ import gevent
 import pytest
 from gevent.hub import get_hub
 
-from veillink import daemon, net
+from veillink import daemon
+from veillink.stream import watch_resets
 
 from .sockets import Journal, Sockets
 
@@ -20,7 +21,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Give a test 20 s, and fail it for errors that the loop would only print."""
     printed = io.StringIO()
     monkeypatch.setattr(get_hub(), "exception_stream", printed)
-    net._reset_watch()  # takes its one descriptor now, and not while a test counts them
+    watch_resets()  # takes its one descriptor now, and not while a test counts them
     with gevent.Timeout(20):
         yield
     gevent.sleep(0)

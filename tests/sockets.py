@@ -14,7 +14,8 @@ from gevent import socket
 
 from veillink.log import Log
 from veillink.model import Address
-from veillink.net import Stream, adopt
+from veillink.net import adopt
+from veillink.stream import Stream
 
 from .system.harness import HOST
 

@@ -5,20 +5,20 @@ from dataclasses import fields
 import pytest
 
 from veillink.cells import OPTIONS, parse_duration
-from veillink.model import Address, Target, Timeouts
+from veillink.model import Address, RuleOptions, Target
 
 
 def test_the_table_tells_the_truth() -> None:
-    assert [option.name for option in OPTIONS if option.name in Timeouts.__slots__] == [
-        f.name for f in fields(Timeouts)
+    assert [option.name for option in OPTIONS if option.name in RuleOptions.__slots__] == [
+        f.name for f in fields(RuleOptions)
     ]
     for option in OPTIONS:
         assert option.help
         assert option.help.isprintable()
         assert len(option.help) < 80
-        if option.name in Timeouts.__slots__:
+        if option.name in RuleOptions.__slots__:
             assert option.scope == "rule"
-            assert option.parse(option.default) == getattr(Timeouts(), option.name)
+            assert option.parse(option.default) == getattr(RuleOptions(), option.name)
         elif option.scope == "target":
             assert option.parse(option.default) == getattr(Target(Address("", 1)), option.name)
 

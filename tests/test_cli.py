@@ -16,7 +16,7 @@ from veillink import cli
 from veillink.cli import main, parser
 from veillink.daemon import Settings
 from veillink.log import LEVELS, Log
-from veillink.model import Address, Rule, Target, Timeouts
+from veillink.model import Address, Rule, RuleOptions, Target
 
 from .sockets import Sockets, address_of, eventually
 from .system.harness import HOST, free_port
@@ -46,13 +46,14 @@ def test_nothing_needs_to_be_given() -> None:
     assert options.access_log is True
     assert (options.drain_timeout, options.max_connections) == (30.0, 0)
     assert (options.log_format, options.log_level) == ("text", "info")
-    assert Timeouts(**{field.name: getattr(options, field.name) for field in fields(Timeouts)}) == Timeouts()
+    assert RuleOptions(**{field.name: getattr(options, field.name) for field in fields(RuleOptions)}) == RuleOptions()
 
 
 OPTIONS: list[tuple[str, str, str, Any]] = [
     ("--config=other.csv", "VEILLINK_CONFIG=other.csv", "config = other.csv", "other.csv"),
     ("--check", "VEILLINK_CHECK=true", "check = true", True),
     ("--strict", "VEILLINK_STRICT=true", "strict = true", True),
+    ("--no-watch", "VEILLINK_WATCH=false", "watch = false", False),
     ("--drain-timeout=2m", "VEILLINK_DRAIN_TIMEOUT=2m", "drain-timeout = 2m", 120.0),
     ("--max-connections=7", "VEILLINK_MAX_CONNECTIONS=7", "max-connections = 7", 7),
     ("--relay=copy", "VEILLINK_RELAY=copy", "relay = copy", "copy"),
@@ -65,6 +66,17 @@ OPTIONS: list[tuple[str, str, str, Any]] = [
     ("--max-lifetime=1h", "VEILLINK_MAX_LIFETIME=1h", "max-lifetime = 1h", 3600.0),
     ("--keepalive=10s", "VEILLINK_KEEPALIVE=10s", "keepalive = 10s", 10.0),
     ("--dns-refresh=5s", "VEILLINK_DNS_REFRESH=5s", "dns-refresh = 5s", 5.0),
+    ("--socket-mode=0600", "VEILLINK_SOCKET_MODE=0600", "socket-mode = 0600", 0o600),
+    ("--balance=source", "VEILLINK_BALANCE=source", "balance = source", "source"),
+    ("--retries=2", "VEILLINK_RETRIES=2", "retries = 2", 2),
+    ("--max-fails=1", "VEILLINK_MAX_FAILS=1", "max-fails = 1", 1),
+    ("--fail-timeout=5s", "VEILLINK_FAIL_TIMEOUT=5s", "fail-timeout = 5s", 5.0),
+    ("--health=tcp", "VEILLINK_HEALTH=tcp", "health = tcp", "tcp"),
+    ("--health-interval=5s", "VEILLINK_HEALTH_INTERVAL=5s", "health-interval = 5s", 5.0),
+    ("--health-timeout=5s", "VEILLINK_HEALTH_TIMEOUT=5s", "health-timeout = 5s", 5.0),
+    ("--health-rise=4", "VEILLINK_HEALTH_RISE=4", "health-rise = 4", 4),
+    ("--health-fall=4", "VEILLINK_HEALTH_FALL=4", "health-fall = 4", 4),
+    ("--on-down=reset", "VEILLINK_ON_DOWN=reset", "on-down = reset", "reset"),
 ]
 
 
@@ -146,7 +158,7 @@ def test_an_unknown_setting_is_wrong_usage(tmp_path: Path, capsys: pytest.Captur
 
 @pytest.mark.parametrize(
     ("argument", "shown"),
-    [("--version", f"veillink {veillink.__version__}\n"), ("--help", "--half-close-timeout TIME")],
+    [("--version", f"veillink {veillink.__version__}\n"), ("--help", "--half-close-timeout VALUE")],
 )
 def test_questions_about_the_program_are_answered_with_0(
     argument: str, shown: str, capsys: pytest.CaptureFixture[str]
@@ -215,7 +227,9 @@ DB = Address("db", 5432)
             "b: *:80 -> db:5432 weight=0, db:5432 weight=3 backup",
         ),
         (
-            Rule("t", Address("", 80), 1, (Target(DB),), Timeouts(connect_timeout=0, idle_timeout=0.25, keepalive=10)),
+            Rule(
+                "t", Address("", 80), 1, (Target(DB),), RuleOptions(connect_timeout=0, idle_timeout=0.25, keepalive=10)
+            ),
             "t: *:80 -> db:5432 connect_timeout=0 idle_timeout=0.25s keepalive=10s",
         ),
     ],
@@ -241,10 +255,10 @@ def given(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Settings, Log]]:
 
 
 def test_the_options_reach_the_daemon(rules_file: Path, given: list[tuple[Settings, Log]]) -> None:
-    arguments = "--strict --drain-timeout=1s --max-connections=9 --relay=copy --keepalive=3s"
+    arguments = "--strict --no-watch --drain-timeout=1s --max-connections=9 --relay=copy --keepalive=3s"
     assert main([f"--config={rules_file}", *arguments.split()]) == 7
     assert [settings for settings, _ in given] == [
-        Settings(str(rules_file), True, 1.0, 9, "copy", Timeouts(keepalive=3))
+        Settings(str(rules_file), True, False, 1.0, 9, "copy", RuleOptions(keepalive=3))
     ]
 
 

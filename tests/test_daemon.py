@@ -13,13 +13,13 @@ from gevent import socket
 
 from veillink import daemon, log
 from veillink.daemon import Settings, read_rules
-from veillink.model import Address, Timeouts
+from veillink.model import Address, RuleOptions
 from veillink.rules import MAX_FILE, Problem
 
 from .sockets import Journal, Sockets, address_of, eventually, open_files
 from .system.harness import HOST, free_port, read_exactly, read_to_eof
 
-DEFAULT = Timeouts()
+DEFAULT = RuleOptions()
 
 
 def send(number: signal.Signals) -> None:
@@ -32,8 +32,8 @@ def send(number: signal.Signals) -> None:
 def test_a_file_is_read_with_the_defaults_given(tmp_path: Path) -> None:
     path = tmp_path / "rules.csv"
     path.write_text("8080,db,5432\n8081,db,70000\n")
-    rules, problems = read_rules(str(path), Timeouts(idle_timeout=7))
-    assert [(rule.name, rule.timeouts.idle_timeout) for rule in rules.rules] == [("8080", 7)]
+    rules, problems = read_rules(str(path), RuleOptions(idle_timeout=7))
+    assert [(rule.name, rule.options.idle_timeout) for rule in rules.rules] == [("8080", 7)]
     assert [(problem.line, problem.column) for problem in problems] == [(2, 3)]
 
 
@@ -118,8 +118,8 @@ class Life:
     def __init__(self, path: Path, journal: Journal, **settings: Any) -> None:
         self.path = path
         self.journal = journal
-        whole: dict[str, Any] = {"strict": False, "drain_timeout": 5.0, "max_connections": 0}
-        whole |= {"relay": "auto", "timeouts": DEFAULT}
+        whole: dict[str, Any] = {"strict": False, "watch": False, "drain_timeout": 5.0, "max_connections": 0}
+        whole |= {"relay": "auto", "defaults": DEFAULT}
         self._settings = Settings(config=str(path), **whole | settings)
         self._greenlet = gevent.spawn(daemon.run, self._settings, journal.log)
 
@@ -254,7 +254,7 @@ def test_too_few_descriptors_for_one_connection_are_told(
 ) -> None:
     monkeypatch.setattr(daemon, "raise_fd_limit", lambda: 34)
     assert live(row(port, backend)).code() == 1
-    assert "35 file descriptors are needed" in journal.finish()[-1]["message"]
+    assert "36 file descriptors are needed" in journal.finish()[-1]["message"]
 
 
 def test_a_bad_row_is_reported_and_the_others_run(
@@ -330,12 +330,13 @@ def test_told_to_dump_it_writes_what_runs(
 
 def test_a_start_is_announced(live: Live, port: int, backend: socket.socket, journal: Journal) -> None:
     live(row(port, backend)).ready()
-    started, rule, warning, ready = journal.lines()
+    started, rule, warning, shares, ready = journal.lines()
     assert started["message"].startswith("VeilLink ")
     assert (started["pid"], started["rules"]) == (os.getpid(), 1)
     assert rule["targets"] == str(address_of(backend))
     assert "idle_timeout" in warning["message"]
-    assert ready["listeners"] == 1
+    assert ready["listeners"] == shares["listeners"] == 1
+    assert ready["max_connections"] == shares["connections"] // 2
 
 
 @pytest.mark.parametrize(("mode", "warned"), [(0o644, False), (0o666, True), (0o664, False)])

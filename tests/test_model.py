@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from veillink.model import Address, End, Ended, Rule, RuleSet, Target, Timeouts
+from veillink.model import Address, End, Ended, Rule, RuleOptions, RuleSet, Target
 
 TARGET = Target(Address("db", 5432))
 
@@ -74,7 +74,7 @@ def test_a_rule_that_only_moved_to_another_line_is_the_same() -> None:
         {"targets": (dataclasses.replace(TARGET, weight=2),)},
         {"targets": (dataclasses.replace(TARGET, backup=True),)},
         {"targets": (dataclasses.replace(TARGET, fixed=True),)},
-        {"timeouts": Timeouts(keepalive=1)},
+        {"options": RuleOptions(keepalive=1)},
     ],
 )
 def test_a_rule_that_differs_in_anything_else_is_another(change: dict[str, object]) -> None:
@@ -83,7 +83,7 @@ def test_a_rule_that_differs_in_anything_else_is_another(change: dict[str, objec
 
 
 @pytest.mark.parametrize(
-    "value", [Address("", 80), TARGET, Timeouts(), RuleSet(), Rule("web", Address("", 80), 1, (TARGET,))]
+    "value", [Address("", 80), TARGET, RuleOptions(), RuleSet(), Rule("web", Address("", 80), 1, (TARGET,))]
 )
 def test_nouns_cannot_be_changed(value: object) -> None:
     names = value._fields if isinstance(value, Address) else [field.name for field in dataclasses.fields(value)]  # type: ignore[arg-type]

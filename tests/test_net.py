@@ -18,16 +18,16 @@ import pytest
 from gevent import socket
 
 from veillink import net
-from veillink.model import Address
-from veillink.net import Stream
+from veillink.model import Address, RuleOptions
 from veillink.pipes import Pipe
+from veillink.stream import Stream
 
 from .sockets import Sockets, address_of, eventually, open_files, stuff
 from .system.harness import HOST, free_port, read_exactly, read_to_eof, reset
 
 pytestmark = pytest.mark.usefixtures("hub")
 
-KEEPALIVE = 60.0
+OPTIONS = RuleOptions()
 TINY = 4096
 
 
@@ -81,8 +81,8 @@ def test_a_vanished_peer_is_asked_again_after_a_tenth_of_keepalive_at_the_latest
 @pytest.mark.parametrize("keepalive", [0, 1, 60, 32400])
 def test_the_options_are_set_on_both_legs(keepalive: float, sockets: Sockets, listening: list[socket.socket]) -> None:
     options = net._OPTIONS + net._keepalive_options(keepalive)
-    listening.append(net.listen(Address(HOST, 0), keepalive))
-    target = net.start_connect(*net.numeric(HOST, address_of(listening[0]).port))
+    listening.append(net.listen(Address(HOST, 0), RuleOptions(keepalive=keepalive)))
+    target = net.start_connect(*net.numeric(Address(HOST, address_of(listening[0]).port)))
     net.set_keepalive(target, keepalive)
     accepted = eventually(lambda: accept_now(listening[0]))
     for leg in (target, accepted):
@@ -99,8 +99,8 @@ def accept_now(listener: socket.socket) -> "_socket.socket | None":
 
 
 def test_descriptors_are_not_inherited_by_children(listening: list[socket.socket]) -> None:
-    listening.append(net.listen(Address(HOST, 0), KEEPALIVE))
-    target = net.start_connect(*net.numeric(HOST, address_of(listening[0]).port))
+    listening.append(net.listen(Address(HOST, 0), OPTIONS))
+    target = net.start_connect(*net.numeric(Address(HOST, address_of(listening[0]).port)))
     accepted = eventually(lambda: accept_now(listening[0]))
     assert [os.get_inheritable(s.fileno()) for s in (listening[0], target, accepted)] == [False] * 3
     assert [s.getblocking() for s in (listening[0], target, accepted)] == [False] * 3
@@ -115,7 +115,7 @@ def test_descriptors_are_not_inherited_by_children(listening: list[socket.socket
 def test_a_listener_takes_the_families_it_was_asked_for(
     host: str, ipv4: bool, ipv6: bool, sockets: Sockets, listening: list[socket.socket]
 ) -> None:
-    listening.append(net.listen(Address(host, 0), KEEPALIVE))
+    listening.append(net.listen(Address(host, 0), OPTIONS))
     for client_host, taken in ((HOST, ipv4), ("::1", ipv6)):
         client = Address(client_host, address_of(listening[0]).port)
         if taken:
@@ -127,7 +127,7 @@ def test_a_listener_takes_the_families_it_was_asked_for(
 
 def test_both_families_may_have_a_listener_of_their_own(listening: list[socket.socket]) -> None:
     port = free_port()
-    listening.extend(net.listen(Address(host, port), KEEPALIVE) for host in ("::", "0.0.0.0"))
+    listening.extend(net.listen(Address(host, port), OPTIONS) for host in ("::", "0.0.0.0"))
     assert [address_of(sock).port for sock in listening] == [port, port]
 
 
@@ -140,13 +140,13 @@ def test_a_host_without_ipv6_listens_on_ipv4(
         return stdlib.socket(family, kind)
 
     monkeypatch.setattr(net, "socket", SimpleNamespace(**vars(stdlib) | {"socket": socket_without_ipv6}))
-    listening.append(net.listen(Address("", 0), KEEPALIVE))
+    listening.append(net.listen(Address("", 0), OPTIONS))
     sockets.client(Address(HOST, address_of(listening[0]).port))
 
 
 def test_a_link_local_address_is_listened_on_in_its_zone(listening: list[socket.socket]) -> None:
     host = link_local() or pytest.skip("this host has no link-local address")
-    listening.append(net.listen(Address(host, 0), KEEPALIVE))
+    listening.append(net.listen(Address(host, 0), OPTIONS))
     where = listening[0].getsockname()
     assert where[3] == stdlib.if_nametoindex(host.partition("%")[2])
 
@@ -155,12 +155,12 @@ def test_a_taken_address_is_an_error_and_leaves_nothing_open(sockets: Sockets) -
     taken = address_of(sockets.listener())
     before = open_files()
     with pytest.raises(OSError, match="in use"):
-        net.listen(taken, KEEPALIVE)
+        net.listen(taken, OPTIONS)
     assert open_files() == before
 
 
 def test_a_port_can_be_listened_on_again_at_once(sockets: Sockets, listening: list[socket.socket]) -> None:
-    first = net.listen(Address(HOST, 0), KEEPALIVE)
+    first = net.listen(Address(HOST, 0), OPTIONS)
     client = sockets.client(address_of(first))
     accepted = eventually(lambda: accept_now(first))
     accepted.close()  # the side that closes first keeps the port in TIME_WAIT
@@ -168,7 +168,7 @@ def test_a_port_can_be_listened_on_again_at_once(sockets: Sockets, listening: li
     client.close()
     address = address_of(first)
     first.close()
-    listening.append(net.listen(address, KEEPALIVE))
+    listening.append(net.listen(address, OPTIONS))
 
 
 @pytest.mark.parametrize(
@@ -181,12 +181,12 @@ def test_a_port_can_be_listened_on_again_at_once(sockets: Sockets, listening: li
     ],
 )
 def test_a_literal_becomes_a_socket_address(host: str, expected: tuple[int, tuple[object, ...]]) -> None:
-    assert net.numeric(host, 80) == expected
+    assert net.numeric(Address(host, 80)) == expected
 
 
 def test_a_zone_that_is_no_interface_is_an_os_error() -> None:
     with pytest.raises(OSError, match="no interface"):
-        net.numeric("fe80::1%nosuch", 80)
+        net.numeric(Address("fe80::1%nosuch", 80))
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_the_limit_on_descriptors_is_raised_to_the_hard_one() -> None:
 
 
 def test_a_connect_that_was_refused_says_so() -> None:
-    sock = net.start_connect(*net.numeric(HOST, free_port()))
+    sock = net.start_connect(*net.numeric(Address(HOST, free_port())))
     socket.wait_write(sock.fileno())
     with pytest.raises(ConnectionRefusedError):
         net.is_connected(sock)
@@ -234,13 +234,13 @@ def test_a_connect_that_was_refused_says_so() -> None:
 
 def test_a_connect_that_is_under_way_is_neither_success_nor_failure(sockets: Sockets) -> None:
     silent = sockets.silent()
-    sock = net.start_connect(*net.numeric(silent.host, silent.port))
+    sock = net.start_connect(*net.numeric(Address(silent.host, silent.port)))
     assert not net.is_connected(sock)
     sock.close()
 
 
 def test_a_connect_that_was_accepted_is_a_success(sockets: Sockets) -> None:
-    sock = net.start_connect(*net.numeric(HOST, address_of(sockets.listener()).port))
+    sock = net.start_connect(*net.numeric(Address(HOST, address_of(sockets.listener()).port)))
     socket.wait_write(sock.fileno())
     assert net.is_connected(sock)
     sock.close()
@@ -257,7 +257,7 @@ def test_a_connect_that_met_itself_is_refused() -> None:
 def test_a_connect_that_fails_at_once_leaves_nothing_open() -> None:
     before = open_files()
     with pytest.raises(OSError, match="Invalid argument"):
-        net.start_connect(*net.numeric("fe80::1", 80))
+        net.start_connect(*net.numeric(Address("fe80::1", 80)))
     assert open_files() == before
 
 
@@ -333,7 +333,7 @@ def test_bytes_go_both_ways_at_once(sockets: Sockets) -> None:
 
 
 def test_urgent_data_stays_in_line(sockets: Sockets, listening: list[socket.socket]) -> None:
-    listening.append(net.listen(Address(HOST, 0), KEEPALIVE))
+    listening.append(net.listen(Address(HOST, 0), OPTIONS))
     peer = sockets.client(address_of(listening[0]))
     stream = Stream(eventually(lambda: accept_now(listening[0])))
     peer.sendall(b"ab")

@@ -16,16 +16,16 @@ from gevent import socket
 
 from veillink import relay as relay_module
 from veillink.ledger import Ledger
-from veillink.model import Address, End, Ended, Timeouts
-from veillink.net import Stream
+from veillink.model import Address, End, Ended, RuleOptions
 from veillink.pipes import Pipe, Pipes
 from veillink.relay import Patience, Relay
 from veillink.session import _Interrupt
+from veillink.stream import Stream
 
 from .sockets import Sockets, eventually, open_files, stuff
 from .system.harness import read_exactly, read_to_eof, reset
 
-DEFAULT = Timeouts()
+DEFAULT = RuleOptions()
 TINY = 4096
 BOTH, OTHER = {"client", "target"}, {"other"}
 DATA = bytes(range(256)) * 1024  # more than a pair with tiny buffers holds
@@ -37,7 +37,7 @@ class Connection:
     def __init__(
         self,
         sockets: Sockets,
-        timeouts: Timeouts = DEFAULT,
+        timeouts: RuleOptions = DEFAULT,
         tiny: Collection[str] = (),
         pipes: Pipes | None = None,
     ) -> None:
@@ -100,7 +100,7 @@ Connect = Callable[..., Connection]
 
 @pytest.fixture
 def connect(sockets: Sockets) -> Connect:
-    def _connect(timeouts: Timeouts = DEFAULT, tiny: Collection[str] = (), pipes: Pipes | None = None) -> Connection:
+    def _connect(timeouts: RuleOptions = DEFAULT, tiny: Collection[str] = (), pipes: Pipes | None = None) -> Connection:
         return Connection(sockets, timeouts, tiny, pipes)
 
     return _connect
@@ -113,7 +113,7 @@ Far = tuple[Connection, socket.socket, socket.socket, End]
 def sides(request: pytest.FixtureRequest, connect: Connect) -> Callable[..., Far]:
     """Make a connection and name its ends: one that does something, the other one, and what is its reset called."""
 
-    def _sides(timeouts: Timeouts = DEFAULT, tiny: Collection[str] = ()) -> Far:
+    def _sides(timeouts: RuleOptions = DEFAULT, tiny: Collection[str] = ()) -> Far:
         if tiny == OTHER:
             tiny = BOTH - {request.param}
         connection = connect(timeouts, tiny)
@@ -534,7 +534,7 @@ def test_a_parked_connection_can_be_interrupted(wakes_up: bool, connect: Connect
 
 
 def test_a_parked_connection_is_still_watched_for_its_limits(connect: Connect, park: Park) -> None:
-    connection = connect(Timeouts(idle_timeout=0.2))
+    connection = connect(RuleOptions(idle_timeout=0.2))
     park(connection)
     assert connection.end() is End.IDLE_TIMEOUT
 
@@ -554,14 +554,14 @@ def test_a_twin_that_waits_for_a_reader_is_not_parked(connect: Connect, park: Pa
 
 
 def test_silence_ends_it(connect: Connect, quick: None) -> None:
-    connection = connect(Timeouts(idle_timeout=0.1)).start()
+    connection = connect(RuleOptions(idle_timeout=0.1)).start()
     started = time.monotonic()
     assert connection.end() is End.IDLE_TIMEOUT
     assert 0.1 <= time.monotonic() - started < 1
 
 
 def test_any_byte_breaks_the_silence(connect: Connect, quick: None) -> None:
-    connection = connect(Timeouts(idle_timeout=0.5)).start()
+    connection = connect(RuleOptions(idle_timeout=0.5)).start()
     for far in (connection.client, connection.target) * 3:
         gevent.sleep(0.1)
         far.sendall(b"x")
@@ -572,7 +572,7 @@ def test_any_byte_breaks_the_silence(connect: Connect, quick: None) -> None:
 
 
 def test_after_the_first_fin_silence_has_its_own_limit(connect: Connect, quick: None) -> None:
-    connection = connect(Timeouts(half_close_timeout=0.3)).start()
+    connection = connect(RuleOptions(half_close_timeout=0.3)).start()
     gevent.sleep(0.35)
     connection.client.shutdown(socket.SHUT_WR)
     assert connection.target.recv(1) == b""
@@ -584,7 +584,7 @@ def test_after_the_first_fin_silence_has_its_own_limit(connect: Connect, quick: 
 
 
 def test_old_age_ends_it_however_busy_it_is(connect: Connect, quick: None) -> None:
-    connection = connect(Timeouts(max_lifetime=0.2)).start()
+    connection = connect(RuleOptions(max_lifetime=0.2)).start()
     bytes_sent = 0
     assert connection._greenlet is not None
     while not connection._greenlet.ready():
@@ -630,60 +630,60 @@ def test_patience_does_not_look_at_what_it_was_told_to_forget(hub: None, quick: 
 
 Step = tuple[float, str]  # seconds from the beginning, and what has happened since the last look
 
-LOOKS: dict[str, tuple[Timeouts, list[Step], list[End | None]]] = {
-    "no limit": (Timeouts(half_close_timeout=0), [(1e9, "")], [None]),
-    "half-close limit without a FIN": (Timeouts(half_close_timeout=100), [(1e9, "")], [None]),
-    "silent": (Timeouts(idle_timeout=100), [(49, ""), (99, ""), (101, "")], [None, None, End.IDLE_TIMEOUT]),
-    "silent, first look late": (Timeouts(idle_timeout=100), [(101, "")], [End.IDLE_TIMEOUT]),
+LOOKS: dict[str, tuple[RuleOptions, list[Step], list[End | None]]] = {
+    "no limit": (RuleOptions(half_close_timeout=0), [(1e9, "")], [None]),
+    "half-close limit without a FIN": (RuleOptions(half_close_timeout=100), [(1e9, "")], [None]),
+    "silent": (RuleOptions(idle_timeout=100), [(49, ""), (99, ""), (101, "")], [None, None, End.IDLE_TIMEOUT]),
+    "silent, first look late": (RuleOptions(idle_timeout=100), [(101, "")], [End.IDLE_TIMEOUT]),
     "a byte came in": (
-        Timeouts(idle_timeout=100),
+        RuleOptions(idle_timeout=100),
         [(60, "in"), (159, ""), (161, "")],
         [None, None, End.IDLE_TIMEOUT],
     ),
     "a byte went out": (
-        Timeouts(idle_timeout=100),
+        RuleOptions(idle_timeout=100),
         [(101, "out"), (200, ""), (202, "")],
         [None, None, End.IDLE_TIMEOUT],
     ),
     "client finished": (
-        Timeouts(half_close_timeout=100),
+        RuleOptions(half_close_timeout=100),
         [(99, "client FIN"), (101, "")],
         [None, End.HALF_CLOSE_TIMEOUT],
     ),
     "target finished": (
-        Timeouts(half_close_timeout=100),
+        RuleOptions(half_close_timeout=100),
         [(99, "target FIN"), (101, "")],
         [None, End.HALF_CLOSE_TIMEOUT],
     ),
-    "both finished": (Timeouts(half_close_timeout=100), [(50, "client FIN"), (1e9, "target FIN")], [None, None]),
+    "both finished": (RuleOptions(half_close_timeout=100), [(50, "client FIN"), (1e9, "target FIN")], [None, None]),
     "a byte after the FIN": (
-        Timeouts(half_close_timeout=100),
+        RuleOptions(half_close_timeout=100),
         [(99, "client FIN"), (100, "out"), (199, ""), (201, "")],
         [None, None, None, End.HALF_CLOSE_TIMEOUT],
     ),
     "the shorter limit counts": (
-        Timeouts(idle_timeout=50, half_close_timeout=100),
+        RuleOptions(idle_timeout=50, half_close_timeout=100),
         [(49, "client FIN"), (51, "")],
         [None, End.IDLE_TIMEOUT],
     ),
     "idle limit is the longer one": (
-        Timeouts(idle_timeout=200, half_close_timeout=100),
+        RuleOptions(idle_timeout=200, half_close_timeout=100),
         [(99, "client FIN"), (101, "")],
         [None, End.HALF_CLOSE_TIMEOUT],
     ),
     "idle limit counts where the other is off": (
-        Timeouts(idle_timeout=100, half_close_timeout=0),
+        RuleOptions(idle_timeout=100, half_close_timeout=0),
         [(99, "client FIN"), (101, "")],
         [None, End.IDLE_TIMEOUT],
     ),
-    "old": (Timeouts(max_lifetime=100), [(99, "in"), (101, "in")], [None, End.MAX_LIFETIME]),
-    "old and silent": (Timeouts(max_lifetime=100, idle_timeout=100), [(101, "")], [End.MAX_LIFETIME]),
+    "old": (RuleOptions(max_lifetime=100), [(99, "in"), (101, "in")], [None, End.MAX_LIFETIME]),
+    "old and silent": (RuleOptions(max_lifetime=100, idle_timeout=100), [(101, "")], [End.MAX_LIFETIME]),
 }
 
 
 @pytest.mark.parametrize(("timeouts", "steps", "ends"), LOOKS.values(), ids=LOOKS)
 def test_a_connection_is_overdue(
-    timeouts: Timeouts, steps: list[Step], ends: list[End | None], connect: Connect
+    timeouts: RuleOptions, steps: list[Step], ends: list[End | None], connect: Connect
 ) -> None:
     begun = time.monotonic()
     connection = connect(timeouts)
@@ -699,7 +699,7 @@ def test_a_connection_is_overdue(
 
 
 def test_a_reader_that_still_takes_what_the_kernel_holds_is_not_silent(sides: Sides) -> None:
-    connection, one, _, _ = sides(Timeouts(idle_timeout=100), BOTH)
+    connection, one, _, _ = sides(RuleOptions(idle_timeout=100), BOTH)
     near = connection.near(one)
     begun = time.monotonic()
     assert connection.relay.overdue(begun) is None
@@ -717,7 +717,7 @@ def test_a_reader_that_still_takes_what_the_kernel_holds_is_not_silent(sides: Si
 
 
 def test_a_reader_that_has_stopped_with_bytes_before_it_is_silent(sides: Sides) -> None:
-    connection, one, _, _ = sides(Timeouts(idle_timeout=100), BOTH)
+    connection, one, _, _ = sides(RuleOptions(idle_timeout=100), BOTH)
     begun = time.monotonic()
     assert connection.relay.overdue(begun + 60) is None
     stuff(connection.near(one))

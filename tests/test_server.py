@@ -15,9 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from veillink import net, server
+from veillink.limits import Descriptors
 from veillink.model import Address, RuleSet
 from veillink.rules import parse
-from veillink.server import Descriptors, Server
+from veillink.server import Server
 
 from .sockets import Journal, Sockets, address_of, eventually
 from .system.harness import HOST, free_port, read_exactly, read_to_eof
@@ -128,13 +129,13 @@ def test_a_rule_that_stays_the_same_is_not_touched(
 ) -> None:
     running = start(row(port, backend))
     (before,) = running.listeners.values()
-    socket_before, service = before.socket, before.service
+    socket_before, service = before.socket, before.entrance.service
     talk = talk_to(sockets, port, backend)
     running.apply(rules("# a comment moves it to another line", row(other_port, backend), row(port, backend)))
     after = running.listeners[Address(HOST, port)]
     assert after is before
-    assert (after.socket, after.service) == (socket_before, service)
-    assert after.service is service
+    assert (after.socket, after.entrance.service) == (socket_before, service)
+    assert after.entrance.service is service
     assert talk.works()
 
 
@@ -179,9 +180,11 @@ def test_a_rule_may_become_one_of_a_range_and_back(
     wide = f"{HOST}:{port - 1}-{port},{HOST},{address_of(backend).port}"
     running.apply(rules(wide))
     assert running.listeners[Address(HOST, port)].socket is before
-    assert running.listeners[Address(HOST, port)].offset == 1
+    assert running.listeners[Address(HOST, port)].entrance.offset == 1
     running.apply(rules(row(port, backend)))
-    assert {address: listener.offset for address, listener in running.listeners.items()} == {Address(HOST, port): 0}
+    assert {address: listener.entrance.offset for address, listener in running.listeners.items()} == {
+        Address(HOST, port): 0
+    }
     assert talk_to(sockets, port, backend).works()
 
 
@@ -398,7 +401,9 @@ def test_whatever_is_in_use_at_a_time_fits_into_the_descriptors(limit: int, list
     descriptors = Descriptors(limit, splice)
     connections = descriptors.connections(listeners)
     in_use = 2 * (connections + descriptors.lookups + descriptors.pipes) + descriptors.beside + listeners + 22
+    in_use += descriptors.probes
     assert in_use in (limit, limit - 1)
+    assert sum(descriptors.shares(listeners).values()) == in_use
     assert splice or not descriptors.pipes
 
 
@@ -589,8 +594,8 @@ def three_ports() -> list[int]:
 def state(running: Server) -> object:
     listeners = {
         address: (
-            listener.service.rule,
-            listener.offset,
+            listener.entrance.service.rule,
+            listener.entrance.offset,
             address_of(listener.socket),
             [listener.socket.getsockopt(*option[:2]) for option in net._keepalive_options(60)],
         )

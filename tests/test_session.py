@@ -11,13 +11,14 @@ from gevent.hub import spawn_raw
 
 from veillink import names, relay
 from veillink.ledger import Flow, Ledger
-from veillink.model import Address, End, Ended, Rule, Target, Timeouts
+from veillink.model import Address, End, Ended, Rule, RuleOptions, Target
 from veillink.names import Names
-from veillink.net import Stream, adopt, readable
+from veillink.net import adopt, readable
 from veillink.pipes import Pipes
 from veillink.pool import Pool
 from veillink.relay import Patience, Relay
 from veillink.session import Service, _Interrupt, serve
+from veillink.stream import Stream
 from veillink.upstream import Route
 
 from .sockets import Journal, Sockets, address_of, eventually, open_files
@@ -30,14 +31,14 @@ FIELDS = "time,rule,id,client,listen,target,tried,bytes_in,bytes_out,connect_ms,
 class Front:
     """Serves clients of one rule."""
 
-    def __init__(self, sockets: Sockets, journal: Journal, targets: tuple[Target, ...], timeouts: Timeouts) -> None:
+    def __init__(self, sockets: Sockets, journal: Journal, targets: tuple[Target, ...], options: RuleOptions) -> None:
         self.sockets = sockets
         self.journal = journal
         self.ledger = Ledger()
         self.patience = Patience()
         self.book = Names(journal.log, 8)
-        route = Route(Pool(targets), self.book, 16)
-        rule = Rule("web", LISTEN, 3, targets, timeouts)
+        rule = Rule("web", LISTEN, 3, targets, options)
+        route = Route(Pool(rule, lambda: 0.5), self.book, 16, lambda member, reason: None)
         self.service = Service(rule, route, self.ledger, self.patience, Pipes(2), journal.log)
         self._listener = sockets.listener()
 
@@ -74,9 +75,9 @@ def forward(sockets: Sockets, journal: Journal, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(relay, "_TICK", 0.01)
     fronts: list[Front] = []
 
-    def _forward(*targets: Address | Target, **limits: float) -> Front:
+    def _forward(*targets: Address | Target, **limits: Any) -> Front:
         whole = tuple(target if isinstance(target, Target) else Target(target) for target in targets)
-        fronts.append(Front(sockets, journal, whole, Timeouts(**limits)))
+        fronts.append(Front(sockets, journal, whole, RuleOptions(**limits)))
         return fronts[-1]
 
     yield _forward

@@ -9,10 +9,11 @@ import gevent
 import pytest
 
 from veillink import names, upstream
-from veillink.model import Address, End, Ended, Target
+from veillink.model import Address, End, Ended, Rule, Target
 from veillink.names import Names
-from veillink.net import _OPTIONS, Stream
+from veillink.net import _OPTIONS
 from veillink.pool import Pool
+from veillink.stream import Stream
 from veillink.upstream import Route
 
 from .sockets import Journal, Sockets, address_of, eventually, open_files
@@ -60,8 +61,7 @@ def book(journal: Journal) -> Iterator[Names]:
 @pytest.fixture
 def race(book: Names) -> Race:
     def _race(addresses: Sequence[Address], seconds: float = FOREVER, most_beside: int = 16) -> Outcome:
-        route = Route(Pool(()), book, most_beside)
-        return outcome(lambda until, tried: upstream._race(addresses, route, until, tried), seconds)
+        return outcome(lambda until, tried: upstream._race(addresses, most_beside, until, tried), seconds)
 
     return _race
 
@@ -69,8 +69,9 @@ def race(book: Names) -> Race:
 @pytest.fixture
 def connect(book: Names) -> Connect:
     def _connect(*targets: Target, seconds: float = FOREVER, offset: int = 0) -> Outcome:
-        route = Route(Pool(targets), book, 16)
-        return outcome(lambda until, tried: upstream.connect(route, offset, until, tried), seconds)
+        rule = Rule("web", Address("", 80), offset + 1, targets)
+        route = Route(Pool(rule, lambda: 0.5), book, 16, lambda member, reason: None)
+        return outcome(lambda until, tried: upstream.connect(route, offset, HOST, until, tried)[:2], seconds)
 
     return _connect
 
@@ -101,7 +102,7 @@ def test_the_first_address_that_connects_is_taken_and_no_other_asked(
 
 def test_a_connected_stream_works_and_has_the_options(sockets: Sockets, book: Names) -> None:
     listener = sockets.listener()
-    stream, _ = upstream._race([address_of(listener)], Route(Pool(()), book, 16), FOREVER, [])
+    stream, _ = upstream._race([address_of(listener)], 16, FOREVER, [])
     assert {o: stream._socket.getsockopt(*o[:2]) for o in _OPTIONS} == {o: o[2] for o in _OPTIONS}
     stream.sendall(memoryview(b"through"))
     assert sockets.accept(listener).recv(100) == b"through"
@@ -191,11 +192,10 @@ def test_all_connections_together_use_so_many_descriptors_only_to_try_addresses_
 ) -> None:
     silent = [sockets.silent() for _ in range(3)]
     before = open_files()
-    route = Route(Pool(()), book, most_beside=2)
 
     def race() -> End:
         with pytest.raises(Ended) as caught:
-            upstream._race(silent, route, time.monotonic() + 0.7, [])
+            upstream._race(silent, 2, time.monotonic() + 0.7, [])
         return caught.value.end
 
     racing = [gevent.spawn(race) for _ in range(4)]

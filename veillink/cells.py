@@ -6,10 +6,11 @@ Rule: a cell that is not accepted raises ``ValueError`` with a message for the o
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from ipaddress import IPv4Address, ip_address
-from typing import Literal
+from typing import Literal, TypeVar
 
-from .model import Address
+from .model import Address, Balance, Health, OnDown
 
 
 def printable(text: str) -> str:
@@ -25,10 +26,13 @@ def shown(text: str) -> str:
 
 # --- options ---------------------------------------------------------------------------------------------------------
 
+_Word = TypeVar("_Word", bound=StrEnum)
+
 _YEAR = 365 * 24 * 3600
 _MILLISECONDS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000}
 _DURATION = re.compile(r"(0|[1-9][0-9]{0,10})(ms|s|m|h)")
-_WEIGHT = re.compile(r"0|[1-9][0-9]{0,2}|1000")
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
+_MODE = re.compile(r"0?[0-7]{3}")
 
 
 def parse_duration(text: str) -> float:
@@ -57,10 +61,38 @@ def _dns_refresh(text: str) -> float:
     return seconds
 
 
-def _weight(text: str) -> int:
-    if not _WEIGHT.fullmatch(text):
-        raise ValueError(f"{shown(text)} is not a whole number from 0 to 1000")
-    return int(text)
+def _at_least_100ms(text: str) -> float:
+    seconds = parse_duration(text)
+    if seconds < 0.1:
+        raise ValueError(f"{shown(text)} is less than 100ms")
+    return seconds
+
+
+def number(least: int, most: int) -> Callable[[str], int]:
+    """Return a parser of whole numbers in plain digits, with both limits allowed."""
+
+    def parse(text: str) -> int:
+        if not _NUMBER.fullmatch(text) or not least <= int(text) <= most:
+            raise ValueError(f"{shown(text)} is not a whole number from {least} to {most}")
+        return int(text)
+
+    return parse
+
+
+def _one_of(words: type[_Word]) -> Callable[[str], _Word]:
+    def parse(text: str) -> _Word:
+        try:
+            return words(text)
+        except ValueError:
+            raise ValueError(f"{shown(text)} is not one of {', '.join(words)}") from None
+
+    return parse
+
+
+def _mode(text: str) -> int:
+    if not _MODE.fullmatch(text):
+        raise ValueError(f"{shown(text)} is not a mode of three octal digits, like 0660")
+    return int(text, 8)
 
 
 def _yes_or_no(text: str) -> bool:
@@ -96,7 +128,7 @@ class Option:
 
 OPTIONS = (
     Option("name", _label, "rule", "", "label in logs, metrics and dashboard; without it the listen cell"),
-    Option("weight", _weight, "target", "1", "the target's share of new connections, 0 to 1000; 0 takes none"),
+    Option("weight", number(0, 1000), "target", "1", "the target's share of new connections, 0 to 1000; 0 takes none"),
     Option("backup", _yes_or_no, "target", "no", "yes or no: use the target only when no other can be"),
     Option("connect_timeout", parse_duration, "rule", "5s", "limit from accept to a connected target; 0 is off"),
     Option("idle_timeout", parse_duration, "rule", "0", "close after this long without a byte either way; 0 is off"),
@@ -104,6 +136,18 @@ OPTIONS = (
     Option("max_lifetime", parse_duration, "rule", "0", "close after this long, whatever moves; 0 is off"),
     Option("keepalive", _keepalive, "rule", "60s", "silence before TCP probes a peer, 1s to 9h; 0 is off"),
     Option("dns_refresh", _dns_refresh, "rule", "30s", "age at which a host name is looked up again, at least 1s"),
+    Option("max_connections", number(0, 1_000_000), "rule", "0", "the most at a time, others wait; 0 is no limit"),
+    Option("socket_mode", _mode, "rule", "0660", "permissions of the UNIX socket to listen on"),
+    Option("balance", _one_of(Balance), "rule", "round_robin", f"who gets the next client: {', '.join(Balance)}"),
+    Option("retries", number(0, 1000), "rule", "1000", "further targets to try when one cannot be had, 0 to 1000"),
+    Option("max_fails", number(0, 1000), "rule", "3", "failed connects within fail_timeout that take a target out"),
+    Option("fail_timeout", _at_least_100ms, "rule", "10s", "how long it stays out, at least 100ms"),
+    Option("health", _one_of(Health), "rule", "off", "tcp: probe the targets by connecting to them; off"),
+    Option("health_interval", _at_least_100ms, "rule", "2s", "from probe to probe, at least 100ms"),
+    Option("health_timeout", _at_least_100ms, "rule", "1s", "limit for one probe, at least 100ms"),
+    Option("health_rise", number(1, 100), "rule", "2", "good probes in a row that bring a target back, 1 to 100"),
+    Option("health_fall", number(1, 100), "rule", "3", "bad probes in a row that take a target out, 1 to 100"),
+    Option("on_down", _one_of(OnDown), "rule", "keep", "keep or reset connections of a target that probes take out"),
 )
 
 
@@ -116,7 +160,8 @@ _RANGE = re.compile(r"([^-]+)-([^-]+)")
 _NAME_LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
 _NUMERIC = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _ZONE = re.compile(r"[A-Za-z0-9._-]{1,15}")
-_NO_UNIX = "UNIX sockets are not supported yet"
+_UNIX = "unix:"
+_LONGEST_PATH = 107  # bytes; sun_path in unix(7) has room for one more, the NUL
 
 
 def _port(text: str) -> int:
@@ -153,17 +198,26 @@ def _ip(text: str) -> str:
     return str(address.ipv4_mapped or address)
 
 
+def _unix(text: str) -> str:
+    path = text.removeprefix(_UNIX)
+    if not path.startswith("/") or path.endswith("/") or not path.isprintable():
+        raise ValueError(f"{shown(text)} is not {_UNIX} and an absolute path")
+    if len(path.encode()) > _LONGEST_PATH:
+        raise ValueError(f"the path of {shown(text)} is longer than {_LONGEST_PATH} bytes")
+    return text
+
+
 def parse_listen(text: str) -> tuple[Address, int]:
     """Return the first address of a listen cell and the number of its ports.
 
     Raises:
         ValueError: the form is not one of those in the message.
     """
-    if text.startswith("unix:"):
-        raise ValueError(_NO_UNIX)
+    if text.startswith(_UNIX):
+        return Address(_unix(text), 0), 1
     match = _LISTEN.fullmatch(text)
     if not match:
-        forms = "PORT (on every address), IPV4:PORT or [IPV6]:PORT (in brackets)"
+        forms = "PORT (on every address), IPV4:PORT, [IPV6]:PORT (in brackets) or unix:/PATH"
         raise ValueError(f"listen {shown(text)} is not {forms}")
     host, ports = match[1] or match[2], parse_ports(match[3])
     return Address(_ip(host) if host else "", ports.start), len(ports)
@@ -185,13 +239,13 @@ def _name(text: str) -> str:
 
 
 def parse_host(text: str) -> str:
-    """Return the canonical form of an IP address or host name.
+    """Return the canonical form of an IP address, host name, or UNIX socket.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: it is none of them.
     """
-    if text.startswith("unix:"):
-        raise ValueError(_NO_UNIX)
+    if text.startswith(_UNIX):
+        return _unix(text)
     inside = text[1:-1] if text.startswith("[") and text.endswith("]") else text
     if ":" in inside:
         return _ip(inside)

@@ -6,16 +6,16 @@ import os
 import sys
 from argparse import ArgumentTypeError, BooleanOptionalAction, Namespace
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import Field, fields
 from typing import Any, Final, NoReturn, TextIO
 
 import configargparse
 
 from . import __version__
-from .cells import OPTIONS, parse_duration, printable
+from .cells import OPTIONS, number, parse_duration, printable
 from .daemon import Settings, read_regular, read_rules, run
 from .log import LEVELS, Log
-from .model import Rule, Target, Timeouts
+from .model import Rule, RuleOptions, Target
 
 _LARGEST_SETTINGS: Final = 1 << 20
 
@@ -36,12 +36,6 @@ def _as_argument(parse: Callable[[str], Any]) -> Callable[[str], Any]:
             raise ArgumentTypeError(str(error)) from None
 
     return converted
-
-
-def _count(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise ValueError(f"{text!r} is not a whole number")
-    return int(text)
 
 
 class _Parser(configargparse.ArgumentParser):  # type: ignore[misc]  # it has no type hints
@@ -75,10 +69,11 @@ def parser() -> configargparse.ArgumentParser:
     add("--config", default="config.csv", metavar="PATH", help="the rules (default: %(default)s)")
     add("--check", action="store_true", help="print the rules as understood and every problem, and exit")
     add("--strict", action="store_true", help="do not start while the rules have any problem")
+    add("--watch", action=BooleanOptionalAction, default=True, help="apply changes of the rules' file by itself")
     add("--drain-timeout", type=duration, default="30s", metavar="TIME", help="for stopping (default: %(default)s)")
     add(
         "--max-connections",
-        type=_as_argument(_count),
+        type=_as_argument(number(0, 1_000_000)),
         default=0,
         metavar="N",
         help="hold at most so many at a time; 0 as many as descriptors allow (default)",
@@ -107,18 +102,19 @@ def parser() -> configargparse.ArgumentParser:
 def _add_rule_defaults(parser: configargparse.ArgumentParser) -> None:
     defaults = parser.add_argument_group("defaults for rules; a row's option of the same name goes before")
     for option in OPTIONS:
-        if option.name in _timeout_names():
+        if option.name in _default_names():
             defaults.add_argument(
                 f"--{option.name.replace('_', '-')}",
                 type=_as_argument(option.parse),
                 default=option.default,
-                metavar="TIME",
+                metavar="VALUE",
                 help=f"{option.help} (default: %(default)s)",
             )
 
 
-def _timeout_names() -> frozenset[str]:
-    return frozenset(field.name for field in fields(Timeouts))
+def _default_names() -> frozenset[str]:
+    """Return the rule options that the command line may set for all rules (its --max-connections is the process's)."""
+    return frozenset(field.name for field in fields(RuleOptions)) - {"max_connections"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -132,20 +128,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     _open_standard_streams()
     options = parser().parse_args(arguments)
-    timeouts = Timeouts(**{name: getattr(options, name) for name in _timeout_names()})
+    defaults = RuleOptions(**{name: getattr(options, name) for name in _default_names()})
     if options.check:
-        return _check(options.config, timeouts)
-    return _run(options, timeouts)
+        return _check(options.config, defaults)
+    return _run(options, defaults)
 
 
-def _run(options: Namespace, timeouts: Timeouts) -> int:
+def _run(options: Namespace, defaults: RuleOptions) -> int:
     settings = Settings(
         config=options.config,
         strict=options.strict,
+        watch=options.watch,
         drain_timeout=options.drain_timeout,
         max_connections=options.max_connections,
         relay=options.relay,
-        timeouts=timeouts,
+        defaults=defaults,
     )
     log = Log(json_lines=options.log_format == "json", level=options.log_level, access=options.access_log)
     try:
@@ -154,8 +151,8 @@ def _run(options: Namespace, timeouts: Timeouts) -> int:
         log.close()
 
 
-def _check(path: str, timeouts: Timeouts) -> int:
-    rules, problems = read_rules(path, timeouts)
+def _check(path: str, defaults: RuleOptions) -> int:
+    rules, problems = read_rules(path, defaults)
     lines = [_describe(rule) for rule in rules.rules] + [problem.at(path) for problem in problems]
     said = _say([*lines, f"{printable(path)}: {len(rules.rules)} rules, {len(problems)} problems"])
     return 0 if said and not problems else 1
@@ -180,9 +177,9 @@ def _describe(rule: Rule) -> str:
     listen = f"{rule.listen}" + (f"-{rule.listen.port + rule.ports - 1}" if rule.ports > 1 else "")
     targets = ", ".join(_describe_target(target, rule.ports) for target in rule.targets)
     limits = [
-        f"{field.name}={_shown(getattr(rule.timeouts, field.name))}"
-        for field in fields(Timeouts)
-        if getattr(rule.timeouts, field.name) != field.default
+        f"{field.name}={_shown(field, getattr(rule.options, field.name))}"
+        for field in fields(RuleOptions)
+        if getattr(rule.options, field.name) != field.default
     ]
     return " ".join([f"{rule.name}: {listen} -> {targets}", *limits])
 
@@ -193,8 +190,10 @@ def _describe_target(target: Target, ports: int) -> str:
     return f"{target.address}{last}{weight}" + (" backup" if target.backup else "")
 
 
-def _shown(seconds: float) -> str:
-    return f"{seconds:g}s" if seconds else "0"
+def _shown(field: Field[Any], value: Any) -> str:
+    if isinstance(field.default, float):
+        return f"{value:g}s" if value else "0"
+    return f"{value:04o}" if field.name == "socket_mode" else str(value)
 
 
 def _open_standard_streams() -> None:

@@ -36,6 +36,7 @@ class Entry:
     """
 
     __slots__ = (
+        "chosen",
         "client",
         "connected",
         "inbound",
@@ -65,6 +66,7 @@ class Entry:
         self.opened = opened
         self.interrupt = interrupt
         self.target: Address | None = None
+        self.chosen: Address | None = None  # the target as the rules have it, which may be a name
         self.connected: float | None = None
         self.tried: tuple[str, ...] = ()
         self.inbound = Flow()

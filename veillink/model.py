@@ -45,21 +45,37 @@ class Ended(Exception):  # noqa: N818 - an ending is not an error
         self.detail = detail
 
 
+_UNIX: Final = "unix:"
+
+
 class Address(NamedTuple):
     """A place to listen on or to connect to (a tuple: a frozen dataclass costs each connection 2 µs more).
 
     Args:
-        host: an IPv4 or IPv6 literal without brackets, a host name, or nothing for every address.
-        port: 1 to 65535; 0 asks the kernel for a free one.
+        host: an IPv4 or IPv6 literal without brackets, a host name, nothing for every address, or ``unix:`` and the
+            path of a UNIX socket (nothing for a client that has no path).
+        port: 1 to 65535; 0 asks the kernel for a free one, and is that of UNIX sockets.
     """
 
     host: str
     port: int
 
     def __str__(self) -> str:
+        if self.is_unix:
+            return self.host
         if ":" in self.host:
             return f"[{self.host}]:{self.port}"
         return f"{self.host or '*'}:{self.port}"
+
+    @property
+    def is_unix(self) -> bool:
+        """Whether it is a UNIX socket."""
+        return self.host.startswith(_UNIX)
+
+    @property
+    def path(self) -> str:
+        """The path of a UNIX socket."""
+        return self.host.removeprefix(_UNIX)
 
     @property
     def is_name(self) -> bool:
@@ -67,9 +83,32 @@ class Address(NamedTuple):
         return ":" not in self.host and not self.host.rpartition(".")[2].isdigit()
 
 
+class Balance(StrEnum):
+    """How a rule's targets share the new connections."""
+
+    ROUND_ROBIN = "round_robin"
+    LEAST_CONNECTIONS = "least_connections"
+    RANDOM = "random"
+    SOURCE = "source"
+
+
+class Health(StrEnum):
+    """How targets are probed."""
+
+    OFF = "off"
+    TCP = "tcp"
+
+
+class OnDown(StrEnum):
+    """What becomes of the connections of a target that does not answer its probes."""
+
+    KEEP = "keep"
+    RESET = "reset"
+
+
 @dataclass(frozen=True, slots=True)
-class Timeouts:
-    """The limits on a connection's time, in seconds; 0 is off.
+class RuleOptions:
+    """What rows and the command line may set for a rule. Times are seconds; 0 is off.
 
     Args:
         connect_timeout: from accept to a connected target, with the name look-up and every try.
@@ -78,6 +117,18 @@ class Timeouts:
         max_lifetime: from accept to the end, whatever moves.
         keepalive: silence after which TCP asks a peer whether it is still there.
         dns_refresh: the age at which the addresses of a host name are looked up again.
+        max_connections: the most at a time; 0 is no limit of the rule's own.
+        socket_mode: the permissions of the listener's UNIX socket.
+        balance: who gets the next connection.
+        retries: how many further targets a client may try.
+        max_fails: failed connects within ``fail_timeout`` that take a target out for as long; 0 never does.
+        fail_timeout: see there.
+        health: how targets are probed.
+        health_interval: between two probes of a target.
+        health_timeout: for one probe.
+        health_rise: successful probes in a row that bring a target back.
+        health_fall: failed probes in a row that take one out.
+        on_down: what becomes of its connections then.
     """
 
     connect_timeout: float = 5.0
@@ -86,6 +137,18 @@ class Timeouts:
     max_lifetime: float = 0.0
     keepalive: float = 60.0
     dns_refresh: float = 30.0
+    max_connections: int = 0
+    socket_mode: int = 0o660
+    balance: Balance = Balance.ROUND_ROBIN
+    retries: int = 1000
+    max_fails: int = 3
+    fail_timeout: float = 10.0
+    health: Health = Health.OFF
+    health_interval: float = 2.0
+    health_timeout: float = 1.0
+    health_rise: int = 2
+    health_fall: int = 3
+    on_down: OnDown = OnDown.KEEP
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +159,7 @@ class Target:
         address: of the first port, where the rule listens on a range.
         weight: its share of the new connections; 0 takes none.
         backup: used only when no other target can be.
-        fixed: every listener of a range leads to this one port, not each to its own.
+        fixed: every listener of a range leads to this one address, not each to a port of its own.
     """
 
     address: Address
@@ -118,7 +181,7 @@ class Rule:
         listen: the first address it listens on.
         ports: how many ports it listens on, counted from there.
         targets: at least one, in the order of their rows.
-        timeouts: the limits on each of its connections.
+        options: what applies to each of its connections.
         line: of its first row. Two rules that differ only here are equal.
     """
 
@@ -126,7 +189,7 @@ class Rule:
     listen: Address
     ports: int
     targets: tuple[Target, ...]
-    timeouts: Timeouts = Timeouts()
+    options: RuleOptions = RuleOptions()
     line: int = field(default=0, compare=False)
 
     def listens(self) -> Iterator[tuple[Address, int]]:

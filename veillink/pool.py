@@ -1,37 +1,208 @@
-"""Choose a target for a connection."""
+"""Choose a target for a connection, and keep the account of who can be chosen.
 
-from collections.abc import Collection, Sequence
+Rule: a target that is out is chosen only when every other one is out too; a connection counts from its choice on.
+"""
 
-from .model import Target
+import hashlib
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Final
+
+from .model import Address, Balance, Rule
+
+_NOBODY: Final[Mapping[Address, "Member"]] = {}
+
+
+class Member:
+    """What is known of one target at one address, from reload to reload.
+
+    ``address``: host and port, as the rules have it. ``active``: its connections, those being connected included.
+    ``down``: it does not answer its probes. ``failing``: it was taken out for failed connects, and none has succeeded
+    since.
+    """
+
+    __slots__ = ("_failures", "_out_until", "_probes", "_since", "active", "address", "down", "failing")
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        self.active = 0
+        self.down = False
+        self.failing = False
+        self._failures = 0
+        self._since = float("-inf")
+        self._out_until = float("-inf")
+        self._probes = 0  # in a row that speak against its state
+
+    @property
+    def up(self) -> bool:
+        """Whether nothing speaks against it."""
+        return not (self.down or self.failing)
+
+    def is_out(self, now: float) -> bool:
+        """Return whether it gets no connection while there are others."""
+        return self.down or now < self._out_until
+
+    def leave(self) -> None:
+        """Give up the place that ``Pool.choose`` has taken."""
+        self.active -= 1
+
+    def trying(self, until: float) -> None:
+        """It was out and gets one connection to prove itself; others only after that."""
+        if self.failing:
+            self._out_until = until
+
+    def count_failure(self, now: float, most: int, window: float) -> bool:
+        """Count a failed connect; return whether that has taken it out.
+
+        Args:
+            now: monotonic seconds.
+            most: failures within ``window`` that take it out.
+            window: seconds, for which it is also out then.
+        """
+        if now - self._since > window:
+            self._since, self._failures = now, 0
+        self._failures += 1
+        if not self.failing and self._failures < most:
+            return False
+        went_out, self.failing = not self.failing, True
+        self._out_until = now + window
+        return went_out
+
+    def count_success(self) -> bool:
+        """Count a connect that succeeded; return whether that has brought it back."""
+        came_back, self.failing = self.failing, False
+        if came_back:
+            self._failures = 0
+            self._out_until = float("-inf")
+        return came_back
+
+    def count_probe(self, good: bool, rise: int, fall: int) -> bool:
+        """Count a probe; return whether that has changed ``down``.
+
+        Args:
+            good: whether it was answered.
+            rise: good ones in a row that clear it.
+            fall: bad ones in a row that set it.
+        """
+        if good != self.down:
+            self._probes = 0
+            return False
+        self._probes += 1
+        if self._probes < (rise if good else fall):
+            return False
+        self._probes, self.down = 0, not good
+        return True
 
 
 class Pool:
-    """The targets of one rule, chosen in turn by weight.
+    """The targets of one rule.
 
     Args:
-        targets: in the order of their rows.
+        rule: whose they are.
+        random: returns a number from 0 up to 1.
+        known: members of the rule's last form; those that stay keep their state.
     """
 
-    def __init__(self, targets: Sequence[Target]) -> None:
-        self._primary = [target for target in targets if target.weight and not target.backup]
-        self._backup = [target for target in targets if target.weight and target.backup]
-        self._credit = dict.fromkeys(targets, 0)
+    def __init__(self, rule: Rule, random: Callable[[], float], known: Mapping[Address, Member] = _NOBODY) -> None:
+        self._rule = rule
+        self._random = random
+        self._weights = [target.weight for target in rule.targets]
+        self._credit = [0] * len(rule.targets)
+        self._lone = sum(weight > 0 for weight in self._weights) == 1
+        self.members: dict[Address, Member] = {}
+        self._at: list[list[Member]] = []
+        for offset in range(rule.ports):
+            addresses = [target.at(offset) for target in rule.targets]
+            self._at.append([self.members.setdefault(a, known.get(a) or Member(a)) for a in addresses])
 
-    def choose(self, tried: Collection[Target] = ()) -> Target | None:
-        """Return the next target that was not tried yet, a backup only when no other is left, or ``None``.
+    def choose(self, offset: int, client: str, now: float, tried: Collection[Member]) -> Member | None:
+        """Return the next target for a connection, or ``None`` when there is none left.
 
-        Smooth weighted round robin, as nginx does it: each candidate earns its weight, the richest pays the sum.
-        Weights 3 and 1 give a a b a, and exactly 300 and 100 of 400.
+        It is one of the target's connections from now on, until ``Member.leave``.
+
+        Args:
+            offset: of the listener in the rule's range.
+            client: the host it comes from.
+            now: monotonic seconds.
+            tried: those that this connection has tried in vain.
         """
-        candidates = [t for t in self._primary if t not in tried] or [t for t in self._backup if t not in tried]
-        if len(candidates) < 2:
-            return candidates[0] if candidates else None
-        for target in candidates:
-            self._credit[target] += target.weight
-        chosen = max(candidates, key=self._credit.__getitem__)
-        self._credit[chosen] -= sum(target.weight for target in candidates)
+        if len(tried) > self._rule.options.retries:
+            return None
+        members = self._at[offset]
+        best = self._best(members, now, tried)
+        if not best:
+            return None
+        chosen = members[best[0] if len(best) == 1 else self._pick(best, members, client)]
+        chosen.trying(now + self._rule.options.fail_timeout)
+        chosen.active += 1
         return chosen
 
-    def untried(self, tried: Collection[Target]) -> int:
+    def untried(self, tried: Collection[Member]) -> int:
         """Return how many targets a connection that has tried these can still try."""
-        return sum(target not in tried for target in self._primary + self._backup)
+        usable = sum(weight > 0 for weight in self._weights) - len(tried)
+        return min(usable, self._rule.options.retries + 1 - len(tried))
+
+    def failed(self, member: Member, now: float) -> bool:
+        """Heed a failed connect; return whether the target is out from now on. A lone one never is."""
+        options = self._rule.options
+        if self._lone or not options.max_fails:
+            return False
+        return member.count_failure(now, options.max_fails, options.fail_timeout)
+
+    def _best(self, members: Sequence[Member], now: float, tried: Collection[Member]) -> list[int]:
+        """Return the numbers of those to choose from: not out before out, primary before backup."""
+        best: list[int] = []
+        rank = 4
+        for number, (target, member) in enumerate(zip(self._rule.targets, members, strict=True)):
+            if not target.weight or member in tried:
+                continue
+            its_rank = 2 * member.is_out(now) + target.backup
+            if its_rank < rank:
+                rank, best = its_rank, [number]
+            elif its_rank == rank:
+                best.append(number)
+        return best
+
+    def _pick(self, best: list[int], members: Sequence[Member], client: str) -> int:
+        match self._rule.options.balance:
+            case Balance.ROUND_ROBIN:
+                return self._in_turn(best)
+            case Balance.LEAST_CONNECTIONS:
+                loads = [members[number].active / self._weights[number] for number in best]
+                least = min(loads)
+                return self._in_turn([number for number, load in zip(best, loads, strict=True) if load == least])
+            case Balance.RANDOM:
+                one = self._draw(best)
+                other = self._draw([number for number in best if number != one])
+                return min(one, other, key=lambda number: members[number].active / self._weights[number])
+            case Balance.SOURCE:
+                return max(best, key=lambda number: _score(client, members[number].address, self._weights[number]))
+
+    def _in_turn(self, best: Sequence[int]) -> int:
+        """Return the next by smooth weighted round robin, as nginx does it.
+
+        Each earns its weight, the richest pays the sum: weights 3 and 1 give a a b a, and exactly 300 and 100 of 400.
+        """
+        for number in best:
+            self._credit[number] += self._weights[number]
+        chosen = max(best, key=self._credit.__getitem__)
+        self._credit[chosen] -= sum(self._weights[number] for number in best)
+        return chosen
+
+    def _draw(self, best: Sequence[int]) -> int:
+        """Return one at random, by weight."""
+        left = self._random() * sum(self._weights[number] for number in best)
+        for number in best:
+            left -= self._weights[number]
+            if left < 0:
+                return number
+        return best[-1]
+
+
+def _score(client: str, address: Address, weight: int) -> float:
+    """Return how much a client is drawn to a target (weighted rendezvous hashing, Thaler and Ravishankar 1998).
+
+    It depends on nothing else, so a target that comes or goes moves only its own share of the clients.
+    """
+    digest = hashlib.blake2b(f"{client} {address}".encode(), digest_size=8).digest()
+    return weight / -math.log((int.from_bytes(digest) + 0.5) / 2**64)

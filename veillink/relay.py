@@ -11,9 +11,10 @@ from gevent.hub import GreenletExit, Waiter, get_hub, getcurrent
 
 from . import tasks
 from .ledger import Entry, Flow
-from .model import End, Ended, Timeouts
-from .net import Stream, error_name
+from .model import End, Ended, RuleOptions
+from .net import error_name
 from .pipes import Pipes
+from .stream import Stream
 
 # One buffer serves every connection: nothing switches between reading into it and handing it to the kernel.
 _BUFFER_SIZE: Final = 64 * 1024
@@ -76,7 +77,7 @@ class Relay:
         client: the accepted stream.
         target: the connected one.
         entry: its account; both flows are kept up to date while bytes move.
-        timeouts: how long it may be silent or live.
+        options: how long it may be silent or live.
         patience: what watches over that.
         pipes: for bulk streams.
     """
@@ -87,24 +88,24 @@ class Relay:
         "_joiner",
         "_moved",
         "_moved_at",
+        "_options",
         "_over",
         "_patience",
         "_pipes",
         "_reset",
         "_resets_watched",
         "_target",
-        "_timeouts",
         "_twin",
         "_unsent",
     )
 
     def __init__(
-        self, client: Stream, target: Stream, entry: Entry, timeouts: Timeouts, patience: Patience, pipes: Pipes
+        self, client: Stream, target: Stream, entry: Entry, options: RuleOptions, patience: Patience, pipes: Pipes
     ) -> None:
         self._entry = entry
         self._client = client
         self._target = target
-        self._timeouts = timeouts
+        self._options = options
         self._patience = patience
         self._pipes = pipes
         self._twin: Any = None
@@ -286,7 +287,7 @@ class Relay:
         """End the connection if it has to end now; park what is idle. Return whether there is anything to look for."""
         if not self._resets_watched:  # not worth their system calls for a connection that is gone by the first look
             self._resets_watched = True
-            self._target.keep_alive(self._timeouts.keepalive)  # the client's leg has inherited it
+            self._target.keep_alive(self._options.keepalive)  # the client's leg has inherited it
             self._client.on_reset(self._client_was_reset)
             self._target.on_reset(self._target_was_reset)
         ended = self.overdue(now)
@@ -295,7 +296,7 @@ class Relay:
             return False
         if now - self._moved_at >= _PARK_AFTER:
             self._park_twin()
-        limited = self._timeouts.max_lifetime or self._silence_limit()[0] or self._reset
+        limited = self._options.max_lifetime or self._silence_limit()[0] or self._reset
         return bool(limited) or self._twin is not None
 
     def overdue(self, now: float) -> Ended | None:
@@ -307,7 +308,7 @@ class Relay:
         moved = self._entry.inbound.bytes + self._entry.outbound.bytes
         if moved != self._moved:
             self._moved, self._moved_at, self._unsent = moved, now, _UNKNOWN
-        lifetime = self._timeouts.max_lifetime
+        lifetime = self._options.max_lifetime
         if lifetime and now - self._entry.opened >= lifetime:
             return Ended(End.MAX_LIFETIME)
         limit, end = self._silence_limit()
@@ -329,7 +330,7 @@ class Relay:
             self._unsent = unsent
 
     def _silence_limit(self) -> tuple[float, End]:
-        idle, half_close = self._timeouts.idle_timeout, self._timeouts.half_close_timeout
+        idle, half_close = self._options.idle_timeout, self._options.half_close_timeout
         if self._half_closed and half_close and not 0 < idle < half_close:
             return half_close, End.HALF_CLOSE_TIMEOUT
         return idle, End.IDLE_TIMEOUT

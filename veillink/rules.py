@@ -7,10 +7,11 @@ Rule 3: of two rows that cannot both stand, the earlier one stays.
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from typing import Any, NamedTuple, TypeVar
 
 from .cells import OPTIONS, parse_host, parse_listen, parse_ports, printable, shown
-from .model import Address, Rule, RuleSet, Target, Timeouts
+from .model import Address, Rule, RuleOptions, RuleSet, Target
 
 MAX_FILE = 16 * 1024 * 1024  # bytes
 MAX_LINE = 64 * 1024  # bytes
@@ -19,8 +20,9 @@ MAX_LISTENERS = 65_536  # ports that all rules together listen on
 MAX_PROBLEMS = 10_000  # listed: 16 MiB of some other CSV would have millions
 
 _BOM = b"\xef\xbb\xbf"
-_DEFAULTS = Timeouts()
+_DEFAULTS = RuleOptions()
 _T = TypeVar("_T")
+_LONGEST_NAME = 40  # of an option that is compared with the known ones
 _OPTION = {option.name: option for option in OPTIONS}
 
 
@@ -109,7 +111,10 @@ def _cells(line: _Line, raw: bytes) -> list[str]:
 
 
 def _unknown(name: str) -> str:
-    return f"unknown option {shown(name)}; there are {', '.join(_OPTION)}"
+    near = get_close_matches(name[:_LONGEST_NAME], _OPTION, 1)
+    return f"unknown option {shown(name)}; " + (
+        f"did you mean {near[0]}?" if near else f"there are {', '.join(_OPTION)}"
+    )
 
 
 def _header(line: _Line, cells: list[str]) -> dict[int, str]:
@@ -145,13 +150,21 @@ def _options(line: _Line, cells: list[str], columns: dict[int, str]) -> dict[str
     return given
 
 
+def _target_ports(line: _Line, host: str | None, cell: str) -> range | None:
+    if host is None or not Address(host, 0).is_unix:
+        return line.attempt(3, parse_ports, cell)
+    if cell:
+        line.fault(3, f"a UNIX socket has no port: {shown(cell)} has to go, and the cell stays empty")
+    return range(1)
+
+
 def _row(line: _Line, cells: list[str], columns: dict[int, str]) -> _Row | None:
     if len(cells) < 3:
         line.fault(len(cells), "a row begins with three cells: listen,host,port")
         return None
     listen = line.attempt(1, parse_listen, cells[0])
     host = line.attempt(2, parse_host, cells[1])
-    ports = line.attempt(3, parse_ports, cells[2])
+    ports = _target_ports(line, host, cells[2])
     given = _options(line, cells, columns)
     if listen and ports and len(ports) not in (1, listen[1]):
         line.fault(3, f"range {shown(cells[2])} has {len(ports)} ports, but listen has {listen[1]}")
@@ -211,15 +224,21 @@ class _Group:
 _Taken = dict[str, dict[int, _Group]]  # by host and port
 
 
+def _hosts(table: dict[str, tuple[str, ...]], listen: Address, any4: str, any6: str) -> tuple[str, ...]:
+    if listen.is_unix:
+        return (listen.host,)
+    return table.get(listen.host, (listen.host, any6 if ":" in listen.host else any4))
+
+
 def _take(taken: _Taken, group: _Group) -> None:
     listen, ports = group.first.listen, group.first.ports
-    for host in _TAKES.get(listen.host, (listen.host, "*6" if ":" in listen.host else "*4")):
+    for host in _hosts(_TAKES, listen, "*4", "*6"):
         taken.setdefault(host, {}).update(dict.fromkeys(range(listen.port, listen.port + ports), group))
 
 
 def _refusal(row: _Row, taken: _Taken, listeners: int) -> str:
     listen, ports = row.listen, range(row.listen.port, row.listen.port + row.ports)
-    for host in _EXCLUDES.get(listen.host, (listen.host, "::" if ":" in listen.host else "0.0.0.0")):
+    for host in _hosts(_EXCLUDES, listen, "0.0.0.0", "::"):
         groups = taken.get(host, {})
         port = next((port for port in ports if port in groups), 0)
         if port:
@@ -329,21 +348,21 @@ def _unreadable(data: bytes) -> Problem | None:
     return None
 
 
-def _rule(group: _Group, defaults: Timeouts) -> Iterator[Rule]:
+def _rule(group: _Group, defaults: RuleOptions) -> Iterator[Rule]:
     rows = [row for row in group.rows.values() if row.line.good]
     if rows:
         given = {name: option.value for row in rows for name, option in row.given.items()}
         name, targets = given.pop("name", rows[0].cell), tuple(row.target for row in rows)
-        timeouts = replace(defaults, **given)
-        yield Rule(name, rows[0].listen, rows[0].ports, targets, timeouts, rows[0].line.number)
+        options = replace(defaults, **given)
+        yield Rule(name, rows[0].listen, rows[0].ports, targets, options, rows[0].line.number)
 
 
-def parse(data: bytes, defaults: Timeouts = _DEFAULTS) -> tuple[RuleSet, tuple[Problem, ...]]:
+def parse(data: bytes, defaults: RuleOptions = _DEFAULTS) -> tuple[RuleSet, tuple[Problem, ...]]:
     """Read a configuration file.
 
     Args:
         data: the file's bytes; of a longer file ``MAX_FILE + 1`` are enough.
-        defaults: the limits, in seconds, that a rule has where no row gives its own.
+        defaults: what a rule has where no row gives its own.
 
     Returns:
         The rules of the rows without a problem, and all problems in line order.

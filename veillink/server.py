@@ -4,30 +4,38 @@ Rule: no error ends a listener, and at the connection limit nobody is accepted a
 """
 
 import errno
+import math
+import random
 import select
-from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count
+from functools import partial
 from typing import Any, Final
 
 import gevent
+from gevent.event import Event
+from gevent.lock import BoundedSemaphore
 from gevent.server import StreamServer
 
 from . import tasks
 from .ledger import Ledger
+from .limits import Descriptors, Gate
 from .log import Log
-from .model import Address, End, Ended, Rule, RuleSet
+from .model import Address, End, Ended, Health, OnDown, Rule, RuleSet
 from .names import Names
-from .net import BACKLOG, Stream, adopt, error_name, listen, readable, set_keepalive
+from .net import BACKLOG, adopt, error_name, listen, readable, set_keepalive
 from .pipes import Pipes
-from .pool import Pool
+from .pool import Member, Pool
 from .relay import Patience
-from .rules import diff
+from .rules import Diff, diff
 from .session import Service, serve
-from .upstream import Route
+from .stream import Stream, watch_resets
+from .upstream import Probes, Route
 
 # How long accepting pauses after EMFILE and its like, in seconds: ten tries a second cost nothing.
 _ACCEPT_PAUSE: Final = 0.1
+# Opening thousands of listeners takes a while: others get their turn after so many.
+_OPENED_AT_A_TIME: Final = 100
 _FIRST_RETRY: Final = 1.0
 _LAST_RETRY: Final = 10.0
 
@@ -39,109 +47,53 @@ _HINTS: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class Descriptors:
-    """How the process's file descriptors are divided.
+class Entrance:
+    """Where those come to who come to one address.
 
     Args:
-        limit: how many it may have.
-        splice: whether bulk streams go through pipes.
+        service: for them.
+        offset: of the address in its rule's range.
+        gate: of the rule.
     """
 
-    limit: int
-    splice: bool = True
-
-    @property
-    def lookups(self) -> int:
-        """Name look-ups at a time; each has a socket, and may read a file."""
-        return min(128, max(4, self.limit // 32))
-
-    @property
-    def pipes(self) -> int:
-        """Pipes of two descriptors for bulk streams; 32 of 1 MiB are half of what an unprivileged user may have."""
-        return min(32, self.limit // 64) if self.splice else 0
-
-    @property
-    def beside(self) -> int:
-        """Addresses tried beside the first one of each connection."""
-        return min(16, self.limit // 16)
-
-    def connections(self, listeners: int) -> int:
-        """Return how many connections of two descriptors fit; 22 are for stdio, the loop, and files being read."""
-        return (self.limit - 22 - 2 * self.lookups - 2 * self.pipes - self.beside - listeners) // 2
-
-    @staticmethod
-    def needed(listeners: int) -> int:
-        """Return the least limit with which one connection fits."""
-        return next(limit for limit in count(listeners) if Descriptors(limit).connections(listeners) > 0)
-
-
-class Gate:
-    """How many connections the process may hold, and the listeners that wait for a place."""
-
-    def __init__(self) -> None:
-        self.cut = False
-        self.limit = 0
-        self.taken = 0
-        self._waiting: deque[Listener] = deque()
-
-    def full_for(self, listener: "Listener") -> bool:
-        """Return whether there is no place; then the listener is told when there is one."""
-        if self.taken < self.limit:
-            return False
-        self._waiting.append(listener)
-        return True
-
-    def leave(self) -> None:
-        """Give a place back."""
-        self.taken -= 1
-        self.wake()
-
-    def wake(self) -> None:
-        """Let listeners accept again, those that have waited longest first, until one has a client for the place."""
-        while self._waiting and self.taken < self.limit:
-            listener = self._waiting.popleft()
-            if listener.started:
-                listener.start_accepting()
-                if listener.has_client():
-                    return
+    service: Service
+    offset: int
+    gate: Gate
 
 
 class Listener(StreamServer):
-    """Accepts on one address, for the service that it holds at the moment.
+    """Accepts on one address, and leads to the entrance that it holds at the moment.
 
     Args:
         address: where it listens.
-        sock: bound and listening there.
-        service: for those who come.
-        offset: of the address in its rule's range.
-        gate: asked before each accept.
+        entrance: where to.
+        cut: is set when those who come are to be sent away.
 
     Raises:
         OSError: the address cannot be had.
     """
 
-    def __init__(self, address: Address, service: Service, offset: int, gate: Gate) -> None:
-        sock: Any = listen(address, service.rule.timeouts.keepalive)
+    def __init__(self, address: Address, entrance: Entrance, cut: Event) -> None:
+        sock: Any = listen(address, entrance.service.rule.options)
         super().__init__(sock)
         self.listens_on = address
-        self.service = service
-        self.offset = offset
-        self._gate = gate
+        self.entrance = entrance
+        self._cut = cut
 
     def handle(self, client: Any) -> None:  # type: ignore[override]
-        """Serve one client, a bare socket and its address, in the client's greenlet."""
-        sock, peer = client
+        """Serve one client, a bare socket, its address and its entrance, in the client's greenlet."""
+        sock, peer, entrance = client
         try:
-            if self._gate.cut:
+            if self._cut.is_set():
                 Stream(sock).abort()
                 return
-            serve(sock, readable(peer), self.listens_on, self.offset, self.service)
+            serve(sock, readable(peer), self.listens_on, entrance.offset, entrance.service)
         finally:
-            self._gate.leave()
+            entrance.gate.leave()
 
     def full(self) -> bool:
-        """Return whether the process has no place left."""
-        return self._gate.full_for(self)
+        """Return whether there is no place left."""
+        return self.entrance.gate.full_for(self)
 
     def do_read(self) -> Any:
         """Accept one client, or return ``None``."""
@@ -149,12 +101,12 @@ class Listener(StreamServer):
         try:
             fd, peer = listening._accept()
         except BlockingIOError:
-            self._gate.wake()  # there may be more places than this listener had clients
+            self.entrance.gate.wake()  # there may be more places than this listener had clients
             return None
         except OSError as error:
             if error.errno not in (errno.ECONNABORTED, errno.EINTR, errno.EPROTO):
                 self._pause(error)
-            self._gate.wake()
+            self.entrance.gate.wake()
             return None
         return adopt(fd, listening.family), peer
 
@@ -166,11 +118,11 @@ class Listener(StreamServer):
 
     def do_handle(self, *args: Any) -> None:
         """Give the client its greenlet."""
-        self._gate.taken += 1
-        tasks.spawn(self.handle, args)
+        self.entrance.gate.enter()
+        tasks.spawn(self.handle, (*args, self.entrance))
 
     def _pause(self, error: OSError) -> None:
-        log = self.service.log
+        log = self.entrance.service.log
         log.limited("cannot accept", str(self.listens_on), listen=self.listens_on, reason=error_name(error))
         self.stop_accepting()
         self._timer = self.loop.timer(_ACCEPT_PAUSE)
@@ -214,18 +166,31 @@ class Server:
         self._names = Names(log, descriptors.lookups)
         self._patience = Patience()
         self._pipes = Pipes(descriptors.pipes)
-        self._services: dict[Rule, Service] = {}
-        self._wanted: dict[Address, tuple[Service, int]] = {}
+        self._probing = BoundedSemaphore(descriptors.probes)
+        self._running: dict[_Key, _Running] = {}
+        self._wanted: dict[Address, Entrance] = {}
+        self._cut = Event()
         self._retrier: gevent.Greenlet[[], None] | None = None
+        watch_resets()
 
-    def apply(self, rules: RuleSet) -> None:
-        """Make these rules the ones at work. Rules that stay as they are are not touched.
+    def apply(self, rules: RuleSet) -> Diff:
+        """Make these rules the ones at work, and return what that has changed. Rules that stay are not touched.
 
         A listener that cannot be had is reported, and tried again in the background.
         """
-        same = set(diff(self.rules, rules).same)
-        self._services = {rule: self._services[rule] if rule in same else self._build(rule) for rule in rules.rules}
-        self._wanted = {address: (self._services[rule], n) for rule in rules.rules for address, n in rule.listens()}
+        if self._retrier is not None:
+            self._retrier.kill()
+        changes = diff(self.rules, rules)
+        before, same = self._running, {_key(rule) for rule in changes.same}
+        self._running = {
+            _key(rule): before[_key(rule)] if _key(rule) in same else self._build(rule, before.get(_key(rule)))
+            for rule in rules.rules
+        }
+        self._wanted = {
+            address: Entrance(running.service, offset, running.gate)
+            for running in self._running.values()
+            for address, offset in running.service.rule.listens()
+        }
         self.rules = rules
         self._names.keep(_host_names(rules))
         self.down = {address: why for address, why in self.down.items() if address in self._wanted}
@@ -236,12 +201,14 @@ class Server:
         if gone:  # an address may have been freed just now, like 127.0.0.1:80 for *:80
             self._open_missing()
         for address, listener in self.listeners.items():
-            self._hand_over(listener, *self._wanted[address])
-        self._set_limit()
+            _hand_over(listener, self._wanted[address])
+        for key, running in before.items():
+            if self._running.get(key) is not running:
+                running.stop_probes()
+        self._set_limits()
         self._report_down()
-        if self._retrier is not None:
-            self._retrier.kill()
         self._retrier = gevent.spawn(self._retry) if self.down else None
+        return changes
 
     def stop_accepting(self) -> None:
         """Close every listener; connections go on."""
@@ -252,33 +219,54 @@ class Server:
 
     def cut(self) -> None:
         """End every connection, also those whose greenlet has not begun."""
-        self.gate.cut = True
+        self._cut.set()
         for entry in tuple(self.ledger.live.values()):
             entry.interrupt(Ended(End.DRAINED))
 
-    def _build(self, rule: Rule) -> Service:
-        route = Route(Pool(rule.targets), self._names, self._descriptors.beside)
-        return Service(rule, route, self.ledger, self._patience, self._pipes, self._log)
+    def targets(self) -> Iterator[tuple[Rule, Member]]:
+        """Yield every target of every rule, with what is known of it."""
+        for running in self._running.values():
+            for member in running.service.route.pool.members.values():
+                yield running.service.rule, member
+
+    def _build(self, rule: Rule, last: "_Running | None") -> "_Running":
+        """Return a rule's new form; targets that stay keep their state, and its connections go on counting."""
+        pool = Pool(rule, random.random, last.service.route.pool.members if last else {})
+        route = Route(pool, self._names, self._descriptors.beside, partial(self._target_turned, rule))
+        service = Service(rule, route, self.ledger, self._patience, self._pipes, self._log)
+        probes = (
+            Probes(route, rule.options, self._probing, random.random) if rule.options.health is Health.TCP else None
+        )
+        return _Running(service, last.gate if last else Gate(self.gate), probes)
+
+    def _target_turned(self, rule: Rule, member: Member, reason: str) -> None:
+        """Tell that a target went out or came back; end its connections where the rule says so."""
+        if not reason:
+            self._log.info("target up", rule=rule.name, target=member.address)
+            return
+        self._log.warning("target down", rule=rule.name, target=member.address, reason=reason)
+        if member.down and rule.options.on_down is OnDown.RESET:
+            for entry in tuple(self.ledger.live.values()):
+                if entry.chosen == member.address and entry.rule == rule.name:
+                    entry.interrupt(Ended(End.TARGET_RESET, "the target is down"))
 
     def _open_missing(self) -> None:
-        for address in self._wanted.keys() - self.listeners.keys():
-            service, offset = self._wanted[address]
+        for opened, address in enumerate(self._wanted.keys() - self.listeners.keys(), 1):
             try:
-                listener = Listener(address, service, offset, self.gate)
+                listener = Listener(address, self._wanted[address], self._cut)
             except OSError as error:
                 self.down.setdefault(address, _reason(error))
             else:
                 listener.start()
                 self.listeners[address] = listener
                 self.down.pop(address, None)
+            if opened % _OPENED_AT_A_TIME == 0:
+                gevent.sleep(0)
 
-    def _hand_over(self, listener: Listener, service: Service, offset: int) -> None:
-        if listener.service is not service:
-            set_keepalive(listener.socket, service.rule.timeouts.keepalive)
-            listener.service = service
-            listener.offset = offset
-
-    def _set_limit(self) -> None:
+    def _set_limits(self) -> None:
+        for running in self._running.values():
+            running.gate.limit = running.service.rule.options.max_connections or math.inf
+            running.gate.wake()
         room = self._descriptors.connections(len(self._wanted))
         self.gate.limit = max(0, min(room, self._max_connections or room))
         self.gate.wake()
@@ -286,7 +274,7 @@ class Server:
     def _report_down(self) -> None:
         lines = {rule: rule.line for rule in self.rules.rules}  # a rule that stayed the same may have moved
         for address, reason in sorted(self.down.items()):
-            rule = self._wanted[address][0].rule
+            rule = self._wanted[address].service.rule
             place = f"{self._source}:{lines[rule]}"
             self._log.error(f"{place}: cannot listen on {address}: {reason}; it is tried again", rule=rule.name)
 
@@ -299,9 +287,36 @@ class Server:
             self._open_missing()
             for address in before:
                 if address in self.listeners:
-                    rule = self.listeners[address].service.rule
+                    rule = self.listeners[address].entrance.service.rule
                     self._log.info("listening at last", rule=rule.name, listen=address)
         self._retrier = None
+
+
+_Key = tuple[Address, int]  # two rules with the same listen addresses are forms of one
+
+
+def _key(rule: Rule) -> _Key:
+    return rule.listen, rule.ports
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """A rule at work."""
+
+    service: Service
+    gate: Gate
+    probes: Probes | None
+
+    def stop_probes(self) -> None:
+        if self.probes is not None:
+            self.probes.stop()
+
+
+def _hand_over(listener: Listener, entrance: Entrance) -> None:
+    if listener.entrance != entrance:
+        if not listener.listens_on.is_unix:
+            set_keepalive(listener.socket, entrance.service.rule.options.keepalive)
+        listener.entrance = entrance
 
 
 def _host_names(rules: RuleSet) -> dict[str, float]:
@@ -310,7 +325,7 @@ def _host_names(rules: RuleSet) -> dict[str, float]:
     for rule in rules.rules:
         for target in rule.targets:
             if target.address.is_name:
-                refresh = rule.timeouts.dns_refresh
+                refresh = rule.options.dns_refresh
                 wanted[target.address.host] = min(refresh, wanted.get(target.address.host, refresh))
     return wanted
 

@@ -14,9 +14,10 @@ from gevent.hub import get_hub, getcurrent
 from .ledger import Entry, Ledger
 from .log import Log
 from .model import CONNECT_FAILURES, Address, End, Ended, Rule
-from .net import Stream
 from .pipes import Pipes
+from .pool import Member
 from .relay import Patience, Relay
+from .stream import Stream
 from .upstream import Route, connect
 
 _SILENCE: Final = frozenset({End.IDLE_TIMEOUT, End.HALF_CLOSE_TIMEOUT})
@@ -70,10 +71,11 @@ def serve(sock: _socket.socket, peer: Address, listen: Address, offset: int, ser
     client = Stream(sock)
     entry = service.ledger.open(service.rule.name, peer, listen, opened, interrupt)
     target: Stream | None = None
+    member: Member | None = None
     end = End.INTERNAL
     try:
-        target = _connect(client, entry, offset, service)
-        Relay(client, target, entry, service.rule.timeouts, service.patience, service.pipes).run()
+        target, member = _connect(client, entry, offset, service)
+        Relay(client, target, entry, service.rule.options, service.patience, service.pipes).run()
         end = End.CLOSED
     except Ended as ended:
         end = ended.end
@@ -83,6 +85,8 @@ def serve(sock: _socket.socket, peer: Address, listen: Address, offset: int, ser
     finally:
         interrupt.armed = False
         _part((client,) if target is None else (client, target), end)
+        if member is not None:
+            member.leave()
         service.ledger.close(entry, end)
         if service.log.access_lines:
             service.log.access(entry.summary(end, time.monotonic()))
@@ -106,19 +110,20 @@ class _Connecting:
             self._entry.interrupt(Ended(End.CLIENT_LEFT))
 
 
-def _connect(client: Stream, entry: Entry, offset: int, service: Service) -> Stream:
-    limit = service.rule.timeouts.connect_timeout
+def _connect(client: Stream, entry: Entry, offset: int, service: Service) -> tuple[Stream, Member]:
+    limit = service.rule.options.connect_timeout
     until = entry.opened + limit if limit else float("inf")
     tried: list[str] = []
     waiting = _Connecting(client, entry)
     service.patience.watch(waiting)
     try:
-        stream, entry.target = connect(service.route, offset, until, tried)
+        stream, entry.target, member = connect(service.route, offset, entry.client.host, until, tried)
     finally:
         service.patience.forget(waiting)
         entry.tried = tuple(tried)
+    entry.chosen = member.address
     entry.connected = time.monotonic()
-    return stream
+    return stream, member
 
 
 def _report(ended: Ended, entry: Entry, log: Log) -> None:

@@ -1,4 +1,4 @@
-"""Give a connected stream to a chosen target, or the reason why not.
+"""Give a connected stream to a chosen target, or the reason why not; and probe targets.
 
 Rule: next address, next target, and one time limit for all of them.
 """
@@ -10,17 +10,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import gevent
 from gevent.hub import Waiter, get_hub
+from gevent.lock import BoundedSemaphore
 
-from .model import CONNECT_FAILURES, Address, End, Ended, Target
+from .model import CONNECT_FAILURES, Address, End, Ended, RuleOptions
 from .names import Names
-from .net import Stream, error_name, is_connected, numeric, start_connect
-from .pool import Pool
+from .net import error_name, is_connected, numeric, start_connect
+from .pool import Member, Pool
+from .stream import Stream
 
 # RFC 8305, section 5: the head start of one address before the next is tried beside it, in seconds.
 _HEAD_START: Final = 0.25
+# A UNIX socket whose queue is full says so at once, and not when there is room (connect(2), EAGAIN): ask again.
+_QUEUE_FULL_PAUSE: Final = 0.01
+# Probes of one target are so far off their interval, at most, that those of many do not march in step.
+_JITTER: Final = 0.1
 
 _ENDS: Final = {errno.ECONNREFUSED: End.CONNECT_REFUSED, errno.ETIMEDOUT: End.CONNECT_TIMEOUT}
+# What this host lacks says nothing about the target.
+_OURS: Final = frozenset({"EMFILE", "ENFILE", "ENOBUFS", "ENOMEM", "EADDRNOTAVAIL", "EADDRINUSE"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,19 +40,22 @@ class Route:
         pool: its targets.
         names: where their host names are resolved.
         most_beside: how many descriptors all connections together may use to try addresses side by side.
+        turned: is told when a target went out (with the reason) or came back (with nothing).
     """
 
     pool: Pool
     names: Names
     most_beside: int
+    turned: Callable[[Member, str], None]
 
 
-def connect(route: Route, offset: int, until: float, tried: list[str]) -> tuple[Stream, Address]:
-    """Return a stream to one of the targets, and the numeric address it is connected to.
+def connect(route: Route, offset: int, client: str, until: float, tried: list[str]) -> tuple[Stream, Address, Member]:
+    """Return a stream to one of the targets, the numeric address it is connected to, and the target.
 
     Args:
         route: the targets and how to reach them.
         offset: of the listener in its rule's range of ports.
+        client: the host that the client comes from.
         until: monotonic seconds at which to give up; each target gets an equal share of what is left.
         tried: gets ``address errno`` of each failed try.
 
@@ -51,23 +63,32 @@ def connect(route: Route, offset: int, until: float, tried: list[str]) -> tuple[
         Ended: with the reason of the last failure.
     """
     failure: Ended | None = None
-    failed: list[Target] = []
-    while (target := route.pool.choose(failed)) is not None:
-        now = time.monotonic()
-        share = now + (until - now) / route.pool.untried(failed)
+    failed: list[Member] = []
+    now = time.monotonic()
+    while (member := route.pool.choose(offset, client, now, failed)) is not None:
         try:
-            return _dial(route, target.at(offset), share, tried)
-        except Ended as ended:
-            if ended.end not in CONNECT_FAILURES:
+            stream, address = _dial(route, member.address, now + (until - now) / route.pool.untried(failed), tried)
+        except BaseException as error:
+            member.leave()
+            if not isinstance(error, Ended) or error.end not in CONNECT_FAILURES:
                 raise  # the connection was ended from outside
-            failure = ended
-            failed.append(target)
+            failure = error
+            now = time.monotonic()
+            if error.detail not in _OURS and route.pool.failed(member, now):
+                route.turned(member, error.detail or error.end)
+        else:
+            if member.count_success():
+                route.turned(member, "")
+            return stream, address, member
+        failed.append(member)
     raise failure or Ended(End.NO_TARGET, "every target has weight 0")
 
 
 def _dial(route: Route, target: Address, until: float, tried: list[str]) -> tuple[Stream, Address]:
+    if target.is_unix:
+        return _dial_unix(target, until, tried), target
     if not target.is_name:
-        return _race([target], route, until, tried)
+        return _race([target], route.most_beside, until, tried)
     try:
         hosts = route.names.lookup(target.host, until)
     except Ended as ended:
@@ -75,10 +96,28 @@ def _dial(route: Route, target: Address, until: float, tried: list[str]) -> tupl
             tried.append(f"{target} {ended.end}")
         raise
     try:
-        return _race([Address(host, target.port) for host in hosts], route, until, tried)
+        return _race([Address(host, target.port) for host in hosts], route.most_beside, until, tried)
     except Ended:
         route.names.suspect(target.host)
         raise
+
+
+def _dial_unix(address: Address, until: float, tried: list[str]) -> Stream:
+    while True:
+        try:
+            return Stream(start_connect(*numeric(address)))
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                tried.append(f"{address} EAGAIN")
+                raise Ended(End.CONNECT_TIMEOUT, "EAGAIN") from None
+            gevent.sleep(_QUEUE_FULL_PAUSE)
+        except OSError as error:
+            tried.append(f"{address} {error_name(error)}")
+            raise _ended(error) from None
+
+
+def _ended(error: OSError) -> Ended:
+    return Ended(_ENDS.get(error.errno or 0, End.CONNECT_FAILED), error_name(error))
 
 
 # Attempts beside the first of each connection: what they may take of the process's descriptors is limited.
@@ -98,7 +137,7 @@ class _Attempt:
     def succeeded(self) -> bool:
         """Begin, or look whether it has succeeded. Raises the ``OSError`` that it failed with."""
         if self.socket is None:
-            self.socket = start_connect(*numeric(self.address.host, self.address.port))
+            self.socket = start_connect(*numeric(self.address))
         return is_connected(self.socket)
 
     def when_decided(self, told: Callable[[object], None]) -> None:
@@ -124,7 +163,7 @@ class _Attempt:
             self._writable.close()
 
 
-def _race(addresses: Sequence[Address], route: Route, until: float, tried: list[str]) -> tuple[Stream, Address]:
+def _race(addresses: Sequence[Address], most_beside: int, until: float, tried: list[str]) -> tuple[Stream, Address]:
     """Try the addresses one after another, each with a head start on the next; the first to connect wins."""
     waiting = deque(addresses)
     attempts: list[_Attempt] = []
@@ -138,7 +177,7 @@ def _race(addresses: Sequence[Address], route: Route, until: float, tried: list[
                 raise Ended(End.CONNECT_TIMEOUT, "ETIMEDOUT")
             if waiting and (now >= next_start or not attempts):
                 next_start = now + _HEAD_START
-                if attempts and len(_beside) >= route.most_beside:
+                if attempts and len(_beside) >= most_beside:
                     gives_way = attempts.pop(0)
                     tried.append(f"{gives_way.address} ETIMEDOUT")
                     gives_way.abandon()
@@ -164,7 +203,7 @@ def _race(addresses: Sequence[Address], route: Route, until: float, tried: list[
     finally:
         for attempt in attempts:
             attempt.abandon()
-    raise Ended(_ENDS.get(failure.errno or 0, End.CONNECT_FAILED), error_name(failure))
+    raise _ended(failure)
 
 
 def _first_decided(attempts: Sequence[_Attempt], until: float) -> _Attempt | None:
@@ -185,3 +224,45 @@ def _first_decided(attempts: Sequence[_Attempt], until: float) -> _Attempt | Non
             attempt.stop()
         if timer is not None:
             timer.close()
+
+
+class Probes:
+    """Probes all targets of a rule, each in a greenlet of its own, from now until ``stop``.
+
+    Args:
+        route: to the targets.
+        options: how often, how long, and how many count.
+        turn: limits how many probes run at a time.
+        random: returns a number from 0 up to 1.
+    """
+
+    def __init__(self, route: Route, options: RuleOptions, turn: BoundedSemaphore, random: Callable[[], float]) -> None:
+        self._route = route
+        self._options = options
+        self._turn = turn
+        self._random = random
+        self._greenlets = [gevent.spawn(self._probe_forever, member) for member in route.pool.members.values()]
+
+    def stop(self) -> None:
+        """End it; what the targets' states are stays."""
+        gevent.killall(self._greenlets, block=False)
+
+    def _probe_forever(self, member: Member) -> None:
+        options = self._options
+        gevent.sleep(options.health_interval * self._random())
+        while True:
+            failure = self._probe(member.address)
+            changed = failure not in _OURS and member.count_probe(not failure, options.health_rise, options.health_fall)
+            if changed:
+                self._route.turned(member, failure)
+            gevent.sleep(options.health_interval * (1 + _JITTER * (2 * self._random() - 1)))
+
+    def _probe(self, address: Address) -> str:
+        """Connect and close; return what failed, or nothing."""
+        with self._turn:
+            try:
+                stream, _ = _dial(self._route, address, time.monotonic() + self._options.health_timeout, [])
+            except Ended as ended:
+                return ended.detail or ended.end
+            stream.close()
+            return ""
