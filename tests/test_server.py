@@ -575,7 +575,7 @@ ROWS = st.builds(
     "{}{},127.0.0.1,1,{}".format,
     st.sampled_from(["", "127.0.0.1:", "127.0.0.2:", "[::1]:"]),
     st.sampled_from(["{0}", "{1}", "{2}", "{0}-{1}", "{1}-{2}"]),
-    st.sampled_from(["", "name=other", "keepalive=7s", "idle_timeout=1h"]),
+    st.sampled_from(["", "name=other", "keepalive=7s", "idle_timeout=1h", "max_connections=2", "health=tcp"]),
 )
 RULE_SETS = st.lists(st.lists(ROWS, max_size=4), min_size=1, max_size=4)
 
@@ -601,7 +601,9 @@ def state(running: Server) -> object:
         )
         for address, listener in running.listeners.items()
     }
-    return listeners, running.down, running.rules, running.gate.limit
+    at_work = {key: (rule.gate.limit, rule.probes is not None) for key, rule in running._running.items()}
+    targets = [(rule, member.address, member.up) for rule, member in running.targets()]
+    return listeners, running.down, running.rules, running.gate.limit, at_work, targets
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])

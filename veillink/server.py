@@ -211,8 +211,10 @@ class Server:
         return changes
 
     def stop_accepting(self) -> None:
-        """Close every listener; connections go on."""
+        """Close every listener and stop probing; connections go on."""
         self._wanted = {}
+        for running in self._running.values():
+            running.stop_probes()
         for listener in self.listeners.values():
             listener.retire()
         self.listeners = {}

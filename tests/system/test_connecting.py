@@ -187,7 +187,7 @@ def test_targets_get_connections_by_their_weight(start: Start, backend: Serve) -
 
 def test_no_client_notices_that_one_of_two_targets_refuses(start: Start, backend: Serve) -> None:
     closed = free_port()
-    veillink = start(f"{HOST}:{{port}},{HOST},{closed}\n{HOST}:{{port}},{HOST},{backend(echo).port}\n")
+    veillink = start(f"{HOST}:{{port}},{HOST},{closed},max_fails=0\n{HOST}:{{port}},{HOST},{backend(echo).port}\n")
     for _ in range(500):
         with veillink.connect() as sock:
             echoes(sock)
@@ -199,7 +199,7 @@ def test_no_client_notices_that_one_of_two_targets_refuses(start: Start, backend
 def test_a_backup_serves_while_nobody_else_does(start: Start, backend: Serve) -> None:
     first = free_port()
     spare = backend(saying(b"backup"))
-    veillink = start(f"{HOST}:{{port}},{HOST},{first}\n{HOST}:{{port}},{HOST},{spare.port},backup=yes\n")
+    veillink = start(f"{HOST}:{{port}},{HOST},{first},max_fails=0\n{HOST}:{{port}},{HOST},{spare.port},backup=yes\n")
     assert [veillink.heard() for _ in range(5)] == [b"backup"] * 5
     backend(saying(b"first"), port=first)
     assert [veillink.heard() for _ in range(5)] == [b"first"] * 5

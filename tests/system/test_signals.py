@@ -309,8 +309,8 @@ def test_a_storm_of_signals_under_traffic_fails_no_connection_and_the_last_chang
             veillink.send(SIGHUP)
             eventually(lambda: not listens(other), 5, "the rule's end")
             exchange(long)
-        for message in ("reloaded", "state"):
-            assert len(re.findall(rf'"message": "{message}"', veillink.output)) > 50
+        for message, least in (("reloaded", 2), ("state", 50)):  # signals to reload are gathered
+            assert len(re.findall(rf'"message": "{message}"', veillink.output)) >= least
 
 
 # --- the others ------------------------------------------------------------------------------------------------------
