@@ -119,7 +119,7 @@ class Life:
         self.path = path
         self.journal = journal
         whole: dict[str, Any] = {"strict": False, "watch": False, "drain_timeout": 5.0, "max_connections": 0}
-        whole |= {"relay": "auto", "defaults": DEFAULT}
+        whole |= {"relay": "auto", "admin": None, "defaults": DEFAULT}
         self._settings = Settings(config=str(path), **whole | settings)
         self._greenlet = gevent.spawn(daemon.run, self._settings, journal.log)
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from veillink.ledger import Entry, Ledger
+from veillink.ledger import Entry, Histogram, Ledger
 from veillink.model import Address, End
 
 CLIENT = Address("192.0.2.7", 50000)
@@ -36,10 +36,10 @@ def test_nothing_stays_live_and_totals_add_up(connections: list[tuple[str, int, 
         entry.inbound.bytes, entry.outbound.bytes = bytes_in, bytes_out
         live[entry.number] = entry, end
         if close_oldest:
-            ledger.close(*live.pop(min(live)))
+            ledger.close(*live.pop(min(live)), 2.0)
         assert ledger.live == {number: entry for number, (entry, _) in live.items()}
     for entry, end in live.values():
-        ledger.close(entry, end)
+        ledger.close(entry, end, 2.0)
     assert ledger.live == {}
     for name in ("web", "db"):
         mine = [connection for connection in connections if connection[0] == name]
@@ -56,16 +56,16 @@ def test_a_number_is_never_given_twice() -> None:
     for _ in range(5):
         entry = opened(ledger)
         numbers.append(entry.number)
-        ledger.close(entry, End.CLOSED)
+        ledger.close(entry, End.CLOSED, 2.0)
     assert numbers == [1, 2, 3, 4, 5]
 
 
 def test_a_connection_cannot_be_closed_twice() -> None:
     ledger = Ledger()
     entry = opened(ledger)
-    ledger.close(entry, End.CLOSED)
+    ledger.close(entry, End.CLOSED, 2.0)
     with pytest.raises(KeyError):
-        ledger.close(entry, End.CLOSED)
+        ledger.close(entry, End.CLOSED, 2.0)
     assert ledger.totals["web"].connections == 1
 
 
@@ -100,3 +100,26 @@ def test_an_entry_knows_how_to_end_its_connection() -> None:
     reason = ValueError()
     entry.interrupt(reason)
     assert told == [reason]
+
+
+def test_the_snapshot_has_ended_and_live_connections_of_the_rules_asked_for() -> None:
+    ledger = Ledger()
+    done, live, other = opened(ledger, now=1.0), opened(ledger, now=1.0), opened(ledger, "db")
+    done.connected = 1.003
+    for entry, moved in ((done, 10), (live, 5), (other, 1)):
+        entry.inbound.bytes, entry.outbound.bytes = moved, 2 * moved
+    ledger.close(done, End.CLOSED, 3.0)
+    snapshot = ledger.snapshot(["web", "new"])
+    web = snapshot["web"]
+    assert (web["active"], web["total"], web["bytes_in"], web["bytes_out"]) == (1, 2, 15, 30)
+    assert web["ends"] == {"closed": 1}
+    assert list(snapshot) == ["web", "new"]
+    assert (snapshot["new"]["total"], snapshot["new"]["ends"]) == (0, {})
+    assert ledger.moved() == (16, 32)
+
+
+def test_a_histogram_counts_up_to_each_bound_as_prometheus_does() -> None:
+    times = Histogram((0.1, 1.0))
+    for seconds in (0.05, 0.1, 0.5, 7.0):
+        times.add(seconds)
+    assert times.snapshot() == {"le": [0.1, 1.0], "counts": [2, 3, 4], "sum": pytest.approx(7.65)}

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from veillink.model import Address, Balance, Rule, RuleOptions, Target
+from veillink.model import Address, Balance, Health, Rule, RuleOptions, Target
 from veillink.pool import Member, Pool
 
 CLIENT = "10.9.9.9"
@@ -228,7 +228,12 @@ def test_a_range_has_members_of_its_own_for_each_port() -> None:
 
 
 def failing(pool: Pool, member: Member, *times: float) -> list[bool]:
-    return [pool.failed(member, now) for now in times]
+    """Let connects fail at these times; return after each whether the target is out."""
+    out = []
+    for now in times:
+        pool.failed(member, now)
+        out.append(not member.up)
+    return out
 
 
 def test_so_many_failures_take_a_target_out_for_a_while() -> None:
@@ -253,10 +258,10 @@ def test_a_target_that_was_out_gets_one_connection_to_prove_itself() -> None:
     a, b = pool.members.values()
     failing(pool, a, 0)
     assert [chosen(pool, now=11) for _ in range(6)].count(a) == 1
-    assert failing(pool, a, 11.5) == [False]  # it was out before, which was told
+    failing(pool, a, 11.5)
     assert {chosen(pool, now=now) for now in (12, 21)} == {b}
     assert [chosen(pool, now=22) for _ in range(6)].count(a) == 1
-    assert a.count_success()
+    a.count_success()
     assert a.up
     assert [chosen(pool, now=22) for _ in range(6)].count(a) == 3
 
@@ -283,10 +288,12 @@ def test_when_all_are_out_all_are_tried() -> None:
 
 def test_a_success_in_between_says_nothing_about_the_failures() -> None:
     member = Member(Address("10.0.0.1", 80))
-    assert not member.count_success()
-    assert not member.count_failure(0, 2, 10)
-    assert not member.count_success()
-    assert member.count_failure(1, 2, 10)
+    for now in (0, 1):
+        assert member.up
+        member.count_failure(now, 2, 10)
+        if member.up:
+            member.count_success()
+    assert not member.up
 
 
 # --- probes ----------------------------------------------------------------------------------------------------------
@@ -305,26 +312,52 @@ def test_a_success_in_between_says_nothing_about_the_failures() -> None:
 )
 def test_so_many_probes_in_a_row_change_the_state(probes: str, states: str) -> None:
     member = Member(Address("10.0.0.1", 80))
-    seen, changes = "", 0
+    seen = ""
     for probe in probes:
-        changes += member.count_probe(good=probe == "g", rise=2, fall=3)
-        seen += "d" if member.down else "u"
+        member.count_probe(good=probe == "g", rise=2, fall=3)
+        seen += "u" if member.up else "d"
     assert seen == states
-    assert changes == sum(a != b for a, b in zip("u" + seen, seen, strict=False))
+
+
+def test_probes_that_bring_a_target_back_speak_for_its_connects_too() -> None:
+    member = Member(Address("10.0.0.1", 80))
+    member.count_failure(0, 1, 3600)
+    for good in (False, True):
+        for _ in range(3):
+            member.count_probe(good=good, rise=2, fall=3)
+        assert member.up is good
+    assert not member.is_out(1, 3600)
 
 
 # --- reload ----------------------------------------------------------------------------------------------------------
 
 
 def test_members_that_stay_keep_their_state_and_others_begin_anew() -> None:
-    old = a_pool(*targets(1, 1))
+    old = a_pool(*targets(1, 1), health=Health.TCP)
     a, _ = old.members.values()
     a.down, a.active = True, 3
     stays, comes = targets(5)[0], Target(Address("10.0.7.7", 80))
-    new = Pool(a_rule(comes, replace(stays, backup=True)), random.random, old.members)
+    new = Pool(a_rule(comes, replace(stays, backup=True), health=Health.TCP), random.random, old.members)
     assert new.members[stays.address] is a
     assert list(new.members) == [comes.address, stays.address]
     assert new.members[comes.address].up
+
+
+@pytest.mark.parametrize("options", [{"max_fails": 0, "health": Health.TCP}, {"max_fails": 1}])
+def test_what_a_new_form_of_the_rule_does_not_look_at_is_forgotten(options: dict[str, Any]) -> None:
+    old = a_pool(*targets(1, 1), health=Health.TCP)
+    failed, down = old.members.values()
+    failed.failing, down.down = True, True
+    Pool(a_rule(*targets(1, 1), **options), random.random, old.members)
+    assert (failed.up, down.up) == ("health" in options, "health" not in options)
+
+
+def test_a_shorter_time_out_counts_at_once() -> None:
+    old = a_pool(*targets(1, 1), max_fails=1, fail_timeout=3600)
+    a, _ = old.members.values()
+    old.failed(a, 0)
+    new = Pool(a_rule(*targets(1, 1), max_fails=1, fail_timeout=1), random.random, old.members)
+    assert a in {chosen(new, now=2) for _ in range(2)}
 
 
 class Traffic(RuleBasedStateMachine):

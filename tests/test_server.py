@@ -401,7 +401,7 @@ def test_whatever_is_in_use_at_a_time_fits_into_the_descriptors(limit: int, list
     descriptors = Descriptors(limit, splice)
     connections = descriptors.connections(listeners)
     in_use = 2 * (connections + descriptors.lookups + descriptors.pipes) + descriptors.beside + listeners + 22
-    in_use += descriptors.probes
+    in_use += descriptors.probes + descriptors.admin
     assert in_use in (limit, limit - 1)
     assert sum(descriptors.shares(listeners).values()) == in_use
     assert splice or not descriptors.pipes

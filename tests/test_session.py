@@ -38,7 +38,7 @@ class Front:
         self.patience = Patience()
         self.book = Names(journal.log, 8)
         rule = Rule("web", LISTEN, 3, targets, options)
-        route = Route(Pool(rule, lambda: 0.5), self.book, 16, lambda member, reason: None)
+        route = Route(Pool(rule, lambda: 0.5), self.book, 16, lambda member, reason: None, lambda member: None)
         self.service = Service(rule, route, self.ledger, self.patience, Pipes(2), journal.log)
         self._listener = sockets.listener()
 

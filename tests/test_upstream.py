@@ -70,7 +70,7 @@ def race(book: Names) -> Race:
 def connect(book: Names) -> Connect:
     def _connect(*targets: Target, seconds: float = FOREVER, offset: int = 0) -> Outcome:
         rule = Rule("web", Address("", 80), offset + 1, targets)
-        route = Route(Pool(rule, lambda: 0.5), book, 16, lambda member, reason: None)
+        route = Route(Pool(rule, lambda: 0.5), book, 16, lambda member, reason: None, lambda member: None)
         return outcome(lambda until, tried: upstream.connect(route, offset, HOST, until, tried)[:2], seconds)
 
     return _connect

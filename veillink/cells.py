@@ -204,7 +204,8 @@ def _unix(text: str) -> str:
         raise ValueError(f"{shown(text)} is not {_UNIX} and an absolute path")
     if len(path.encode()) > _LONGEST_PATH:
         raise ValueError(f"the path of {shown(text)} is longer than {_LONGEST_PATH} bytes")
-    return text
+    # With one spelling no overlap or loop hides; ".." stays: what it means depends on symbolic links.
+    return _UNIX + "".join(f"/{part}" for part in path.split("/") if part not in ("", "."))
 
 
 def parse_listen(text: str) -> tuple[Address, int]:
@@ -221,6 +222,23 @@ def parse_listen(text: str) -> tuple[Address, int]:
         raise ValueError(f"listen {shown(text)} is not {forms}")
     host, ports = match[1] or match[2], parse_ports(match[3])
     return Address(_ip(host) if host else "", ports.start), len(ports)
+
+
+def parse_window(text: str) -> tuple[Address, str]:
+    """Return the address of ``127.0.0.1:9090``, ``[::1]:9090``, ``name:9090`` or ``unix:/path``, and the name if any.
+
+    The host of a name is the name itself: it has to be looked up.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    name, colon, port = text.rpartition(":")
+    if colon and not text.startswith(_UNIX) and not _NUMERIC.fullmatch(name.rpartition(".")[2]) and "[" not in name:
+        return Address(_name(name), _port(port)), _name(name)
+    address, ports = parse_listen(text)
+    if ports > 1:
+        raise ValueError(f"{shown(text)} has more than one port")
+    return address, ""
 
 
 def _name(text: str) -> str:

@@ -3,11 +3,17 @@
 Rule: an entry is opened once and closed once; ``live`` holds exactly the ones in between.
 """
 
+from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any, Final, Protocol
 
 from .model import Address, End
+
+_CONNECT_BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_DURATION_BOUNDS: Final = (0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0, 3600.0, 36000.0)
 
 
 class Flow:
@@ -23,6 +29,15 @@ class Flow:
         self.done = False
 
 
+class Chosen(Protocol):
+    """A member of a pool: the target as the rules have it, whose host may be a name."""
+
+    address: Address
+
+    def leave(self) -> None:
+        """Give its place up."""
+
+
 class Entry:
     """One connection, from accept to its access line.
 
@@ -36,12 +51,12 @@ class Entry:
     """
 
     __slots__ = (
-        "chosen",
         "client",
         "connected",
         "inbound",
         "interrupt",
         "listen",
+        "member",
         "number",
         "opened",
         "outbound",
@@ -66,7 +81,7 @@ class Entry:
         self.opened = opened
         self.interrupt = interrupt
         self.target: Address | None = None
-        self.chosen: Address | None = None  # the target as the rules have it, which may be a name
+        self.member: Chosen | None = None
         self.connected: float | None = None
         self.tried: tuple[str, ...] = ()
         self.inbound = Flow()
@@ -89,6 +104,30 @@ class Entry:
         }
 
 
+class Histogram:
+    """How many times in seconds were at most as long as each bound.
+
+    Args:
+        bounds: in seconds, going up.
+    """
+
+    __slots__ = ("_bounds", "_counts", "_sum")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Count a time."""
+        self._counts[bisect_left(self._bounds, seconds)] += 1
+        self._sum += seconds
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return ``le`` (the bounds), ``counts`` (up to each of them, and of all) and ``sum``, as Prometheus has it."""
+        return {"le": list(self._bounds), "counts": list(accumulate(self._counts)), "sum": self._sum}
+
+
 @dataclass(slots=True)
 class Totals:
     """What a rule's ended connections add up to."""
@@ -97,6 +136,8 @@ class Totals:
     bytes_in: int = 0
     bytes_out: int = 0
     ends: Counter[End] = field(default_factory=Counter)
+    connect_seconds: Histogram = field(default_factory=lambda: Histogram(_CONNECT_BOUNDS))
+    duration_seconds: Histogram = field(default_factory=lambda: Histogram(_DURATION_BOUNDS))
 
 
 class Ledger:
@@ -105,22 +146,57 @@ class Ledger:
     def __init__(self) -> None:
         self.live: dict[int, Entry] = {}
         self.totals: defaultdict[str, Totals] = defaultdict(Totals)
-        self._opened = 0
+        self.opened = 0
 
     def open(
         self, rule: str, client: Address, listen: Address, now: float, interrupt: Callable[[Exception], None]
     ) -> Entry:
         """Enter a connection that was just accepted."""
-        self._opened += 1
-        entry = Entry(self._opened, rule, client, listen, now, interrupt)
+        self.opened += 1
+        entry = Entry(self.opened, rule, client, listen, now, interrupt)
         self.live[entry.number] = entry
         return entry
 
-    def close(self, entry: Entry, end: End) -> None:
-        """Move a connection from the live ones to the totals."""
+    def close(self, entry: Entry, end: End, now: float) -> None:
+        """Move a connection from the live ones to the totals, at ``now`` (monotonic seconds)."""
         del self.live[entry.number]
         totals = self.totals[entry.rule]
         totals.connections += 1
         totals.bytes_in += entry.inbound.bytes
         totals.bytes_out += entry.outbound.bytes
         totals.ends[end] += 1
+        totals.duration_seconds.add(now - entry.opened)
+        if entry.connected is not None:
+            totals.connect_seconds.add(entry.connected - entry.opened)
+
+    def moved(self) -> tuple[int, int]:
+        """Return the bytes moved so far, from clients and to them."""
+        ended, live = self.totals.values(), self.live.values()
+        return (
+            sum(totals.bytes_in for totals in ended) + sum(entry.inbound.bytes for entry in live),
+            sum(totals.bytes_out for totals in ended) + sum(entry.outbound.bytes for entry in live),
+        )
+
+    def snapshot(self, rules: Collection[str]) -> dict[str, dict[str, Any]]:
+        """Return the account of each of these rules by name, with live connections in all but ends and times."""
+        accounts = {rule: _account(self.totals.get(rule) or Totals()) for rule in rules}
+        for entry in self.live.values():
+            account = accounts.get(entry.rule)
+            if account is not None:
+                account["active"] += 1
+                account["total"] += 1
+                account["bytes_in"] += entry.inbound.bytes
+                account["bytes_out"] += entry.outbound.bytes
+        return accounts
+
+
+def _account(totals: Totals) -> dict[str, Any]:
+    return {
+        "active": 0,
+        "total": totals.connections,
+        "bytes_in": totals.bytes_in,
+        "bytes_out": totals.bytes_out,
+        "ends": {end.value: count for end, count in totals.ends.items()},
+        "connect_seconds": totals.connect_seconds.snapshot(),
+        "duration_seconds": totals.duration_seconds.snapshot(),
+    }

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
-from .model import Address, Balance, Rule
+from .model import Address, Balance, Health, Rule
 
 _NOBODY: Final[Mapping[Address, "Member"]] = {}
 
@@ -21,7 +21,7 @@ class Member:
     since.
     """
 
-    __slots__ = ("_failures", "_out_until", "_probes", "_since", "active", "address", "down", "failing")
+    __slots__ = ("_failures", "_out_since", "_probes", "_since", "active", "address", "down", "failing")
 
     def __init__(self, address: Address) -> None:
         self.address = address
@@ -29,8 +29,7 @@ class Member:
         self.down = False
         self.failing = False
         self._failures = 0
-        self._since = float("-inf")
-        self._out_until = float("-inf")
+        self._since = self._out_since = float("-inf")
         self._probes = 0  # in a row that speak against its state
 
     @property
@@ -38,60 +37,48 @@ class Member:
         """Whether nothing speaks against it."""
         return not (self.down or self.failing)
 
-    def is_out(self, now: float) -> bool:
-        """Return whether it gets no connection while there are others."""
-        return self.down or now < self._out_until
+    def is_out(self, now: float, window: float) -> bool:
+        """Return whether it gets no connection while there are others: for ``window`` seconds, if it is failing."""
+        return self.down or (self.failing and now - self._out_since <= window)
 
     def leave(self) -> None:
         """Give up the place that ``Pool.choose`` has taken."""
         self.active -= 1
 
-    def trying(self, until: float) -> None:
-        """It was out and gets one connection to prove itself; others only after that."""
-        if self.failing:
-            self._out_until = until
+    def try_again(self, now: float) -> None:
+        """If it is failing, give it one connection to prove itself, and others only after that."""
+        self._out_since = now
 
-    def count_failure(self, now: float, most: int, window: float) -> bool:
-        """Count a failed connect; return whether that has taken it out.
+    def heed(self, *, failures: bool, probes: bool) -> None:
+        """Forget what does not count any more."""
+        self.failing = self.failing and failures
+        self.down = self.down and probes
 
-        Args:
-            now: monotonic seconds.
-            most: failures within ``window`` that take it out.
-            window: seconds, for which it is also out then.
-        """
+    def count_failure(self, now: float, most: int, window: float) -> None:
+        """Count a failed connect at ``now`` (monotonic seconds); ``most`` within ``window`` seconds take it out."""
         if now - self._since > window:
             self._since, self._failures = now, 0
         self._failures += 1
-        if not self.failing and self._failures < most:
-            return False
-        went_out, self.failing = not self.failing, True
-        self._out_until = now + window
-        return went_out
+        if self.failing or self._failures >= most:
+            self.failing = True
+            self._out_since = now
 
-    def count_success(self) -> bool:
-        """Count a connect that succeeded; return whether that has brought it back."""
-        came_back, self.failing = self.failing, False
-        if came_back:
+    def count_success(self) -> None:
+        """Count a connect that succeeded."""
+        if self.failing:
+            self.failing = False
             self._failures = 0
-            self._out_until = float("-inf")
-        return came_back
 
-    def count_probe(self, good: bool, rise: int, fall: int) -> bool:
-        """Count a probe; return whether that has changed ``down``.
-
-        Args:
-            good: whether it was answered.
-            rise: good ones in a row that clear it.
-            fall: bad ones in a row that set it.
-        """
+    def count_probe(self, *, good: bool, rise: int, fall: int) -> None:
+        """Count a probe: ``fall`` bad ones in a row take it out, ``rise`` good ones bring it back."""
         if good != self.down:
             self._probes = 0
-            return False
+            return
         self._probes += 1
-        if self._probes < (rise if good else fall):
-            return False
-        self._probes, self.down = 0, not good
-        return True
+        if self._probes >= (rise if good else fall):
+            self._probes, self.down = 0, not good
+            if good:
+                self.count_success()
 
 
 class Pool:
@@ -108,12 +95,15 @@ class Pool:
         self._random = random
         self._weights = [target.weight for target in rule.targets]
         self._credit = [0] * len(rule.targets)
-        self._lone = sum(weight > 0 for weight in self._weights) == 1
+        lone = sum(weight > 0 for weight in self._weights) == 1
+        self._counts_failures = bool(rule.options.max_fails) and not lone
         self.members: dict[Address, Member] = {}
         self._at: list[list[Member]] = []
         for offset in range(rule.ports):
             addresses = [target.at(offset) for target in rule.targets]
             self._at.append([self.members.setdefault(a, known.get(a) or Member(a)) for a in addresses])
+        for member in self.members.values():
+            member.heed(failures=self._counts_failures, probes=rule.options.health is not Health.OFF)
 
     def choose(self, offset: int, client: str, now: float, tried: Collection[Member]) -> Member | None:
         """Return the next target for a connection, or ``None`` when there is none left.
@@ -133,7 +123,7 @@ class Pool:
         if not best:
             return None
         chosen = members[best[0] if len(best) == 1 else self._pick(best, members, client)]
-        chosen.trying(now + self._rule.options.fail_timeout)
+        chosen.try_again(now)
         chosen.active += 1
         return chosen
 
@@ -142,21 +132,20 @@ class Pool:
         usable = sum(weight > 0 for weight in self._weights) - len(tried)
         return min(usable, self._rule.options.retries + 1 - len(tried))
 
-    def failed(self, member: Member, now: float) -> bool:
-        """Heed a failed connect; return whether the target is out from now on. A lone one never is."""
-        options = self._rule.options
-        if self._lone or not options.max_fails:
-            return False
-        return member.count_failure(now, options.max_fails, options.fail_timeout)
+    def failed(self, member: Member, now: float) -> None:
+        """Heed a failed connect. A lone target is never taken out."""
+        if self._counts_failures:
+            member.count_failure(now, self._rule.options.max_fails, self._rule.options.fail_timeout)
 
     def _best(self, members: Sequence[Member], now: float, tried: Collection[Member]) -> list[int]:
         """Return the numbers of those to choose from: not out before out, primary before backup."""
+        window = self._rule.options.fail_timeout
         best: list[int] = []
         rank = 4
         for number, (target, member) in enumerate(zip(self._rule.targets, members, strict=True)):
             if not target.weight or member in tried:
                 continue
-            its_rank = 2 * member.is_out(now) + target.backup
+            its_rank = 2 * member.is_out(now, window) + target.backup
             if its_rank < rank:
                 rank, best = its_rank, [number]
             elif its_rank == rank:

@@ -277,6 +277,8 @@ _Path = dict[_Node, tuple[_Row | None, _Ways]]  # how each listener was come to,
 
 def _reaches(address: Address) -> tuple[str, ...]:
     """Return the listen hosts that take a connection to the address, as far as can be known without asking DNS."""
+    if address.is_unix:
+        return (address.host,)
     host = address.host.removesuffix(".")
     if host.startswith("127.") and not address.is_name:
         return (host, "0.0.0.0")
@@ -348,12 +350,31 @@ def _unreadable(data: bytes) -> Problem | None:
     return None
 
 
-def _rule(group: _Group, defaults: RuleOptions) -> Iterator[Rule]:
+def _standing(group: _Group) -> tuple[list[_Row], dict[str, _Given]]:
     rows = [row for row in group.rows.values() if row.line.good]
+    return rows, {name: option for row in rows for name, option in row.given.items()}
+
+
+def _refuse_names(groups: list[_Group]) -> None:
+    """Two rules of one name would be one in the log and in metrics."""
+    taken: dict[str, int] = {}
+    for group in groups:
+        rows, given = _standing(group)
+        if not rows:
+            continue
+        name, line = given["name"].value if "name" in given else rows[0].cell, rows[0].line.number
+        if taken.setdefault(name, line) != line:
+            for row in rows:
+                column = row.given["name"].column if "name" in row.given else 1
+                row.line.fault(column, f"the rule of line {taken[name]} has the same name")
+
+
+def _rule(group: _Group, defaults: RuleOptions) -> Iterator[Rule]:
+    rows, given = _standing(group)
     if rows:
-        given = {name: option.value for row in rows for name, option in row.given.items()}
-        name, targets = given.pop("name", rows[0].cell), tuple(row.target for row in rows)
-        options = replace(defaults, **given)
+        values = {name: option.value for name, option in given.items()}
+        name, targets = values.pop("name", rows[0].cell), tuple(row.target for row in rows)
+        options = replace(defaults, **values)
         yield Rule(name, rows[0].listen, rows[0].ports, targets, options, rows[0].line.number)
 
 
@@ -374,6 +395,7 @@ def parse(data: bytes, defaults: RuleOptions = _DEFAULTS) -> tuple[RuleSet, tupl
     lines = data.removeprefix(_BOM).rstrip(b"\r\n").splitlines()
     groups, taken = _gather(_rows(lines, problems))
     _refuse_loops(groups, taken)
+    _refuse_names(groups)
     if len(problems) == MAX_PROBLEMS:
         problems[-1] = replace(problems[-1], message=f"no more than {MAX_PROBLEMS} problems are listed")
     return RuleSet(tuple(rule for group in groups for rule in _rule(group, defaults))), tuple(sorted(problems))

@@ -231,25 +231,47 @@ class Server:
             for member in running.service.route.pool.members.values():
                 yield running.service.rule, member
 
+    def status(self) -> list[dict[str, Any]]:
+        """Return for each rule its name, listen cell, whether it listens, its account and its targets."""
+        accounts = self.ledger.snapshot([rule.name for rule in self.rules.rules])
+        return [
+            {
+                "name": rule.name,
+                "listen": shown_range(rule),
+                "listener_up": not any(address in self.down for address, _ in rule.listens()),
+                **accounts[rule.name],
+                "targets": [
+                    {"target": str(member.address), "up": member.up, "active": member.active}
+                    for member in running.service.route.pool.members.values()
+                ],
+            }
+            for rule, running in zip(self.rules.rules, self._running.values(), strict=True)
+        ]
+
     def _build(self, rule: Rule, last: "_Running | None") -> "_Running":
         """Return a rule's new form; targets that stay keep their state, and its connections go on counting."""
         pool = Pool(rule, random.random, last.service.route.pool.members if last else {})
-        route = Route(pool, self._names, self._descriptors.beside, partial(self._target_turned, rule))
+        route = Route(
+            pool, self._names, self._descriptors.beside, partial(self._turned, rule), partial(self._lost, rule)
+        )
         service = Service(rule, route, self.ledger, self._patience, self._pipes, self._log)
         probes = (
             Probes(route, rule.options, self._probing, random.random) if rule.options.health is Health.TCP else None
         )
         return _Running(service, last.gate if last else Gate(self.gate), probes)
 
-    def _target_turned(self, rule: Rule, member: Member, reason: str) -> None:
-        """Tell that a target went out or came back; end its connections where the rule says so."""
-        if not reason:
+    def _turned(self, rule: Rule, member: Member, reason: str) -> None:
+        """Tell that a target went out or came back."""
+        if reason:
+            self._log.warning("target down", rule=rule.name, target=member.address, reason=reason)
+        else:
             self._log.info("target up", rule=rule.name, target=member.address)
-            return
-        self._log.warning("target down", rule=rule.name, target=member.address, reason=reason)
-        if member.down and rule.options.on_down is OnDown.RESET:
+
+    def _lost(self, rule: Rule, member: Member) -> None:
+        """End the connections of a target that does not answer its probes, where the rule says so."""
+        if rule.options.on_down is OnDown.RESET:
             for entry in tuple(self.ledger.live.values()):
-                if entry.chosen == member.address and entry.rule == rule.name:
+                if entry.member is member:
                     entry.interrupt(Ended(End.TARGET_RESET, "the target is down"))
 
     def _open_missing(self) -> None:
@@ -312,6 +334,11 @@ class _Running:
     def stop_probes(self) -> None:
         if self.probes is not None:
             self.probes.stop()
+
+
+def shown_range(rule: Rule) -> str:
+    """Return where a rule listens, as ``*:8000-8010``."""
+    return f"{rule.listen}" + (f"-{rule.listen.port + rule.ports - 1}" if rule.ports > 1 else "")
 
 
 def _hand_over(listener: Listener, entrance: Entrance) -> None:

@@ -71,10 +71,9 @@ def serve(sock: _socket.socket, peer: Address, listen: Address, offset: int, ser
     client = Stream(sock)
     entry = service.ledger.open(service.rule.name, peer, listen, opened, interrupt)
     target: Stream | None = None
-    member: Member | None = None
     end = End.INTERNAL
     try:
-        target, member = _connect(client, entry, offset, service)
+        target, entry.member = _connect(client, entry, offset, service)
         Relay(client, target, entry, service.rule.options, service.patience, service.pipes).run()
         end = End.CLOSED
     except Ended as ended:
@@ -85,11 +84,12 @@ def serve(sock: _socket.socket, peer: Address, listen: Address, offset: int, ser
     finally:
         interrupt.armed = False
         _part((client,) if target is None else (client, target), end)
-        if member is not None:
-            member.leave()
-        service.ledger.close(entry, end)
+        if entry.member is not None:
+            entry.member.leave()
+        now = time.monotonic()
+        service.ledger.close(entry, end, now)
         if service.log.access_lines:
-            service.log.access(entry.summary(end, time.monotonic()))
+            service.log.access(entry.summary(end, now))
 
 
 class _Connecting:
@@ -121,7 +121,6 @@ def _connect(client: Stream, entry: Entry, offset: int, service: Service) -> tup
     finally:
         service.patience.forget(waiting)
         entry.tried = tuple(tried)
-    entry.chosen = member.address
     entry.connected = time.monotonic()
     return stream, member
 

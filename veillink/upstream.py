@@ -41,12 +41,14 @@ class Route:
         names: where their host names are resolved.
         most_beside: how many descriptors all connections together may use to try addresses side by side.
         turned: is told when a target went out (with the reason) or came back (with nothing).
+        lost: is told when a target's probes have failed.
     """
 
     pool: Pool
     names: Names
     most_beside: int
     turned: Callable[[Member, str], None]
+    lost: Callable[[Member], None]
 
 
 def connect(route: Route, offset: int, client: str, until: float, tried: list[str]) -> tuple[Stream, Address, Member]:
@@ -74,14 +76,22 @@ def connect(route: Route, offset: int, client: str, until: float, tried: list[st
                 raise  # the connection was ended from outside
             failure = error
             now = time.monotonic()
-            if error.detail not in _OURS and route.pool.failed(member, now):
-                route.turned(member, error.detail or error.end)
+            was_up = member.up
+            if error.detail not in _OURS:
+                route.pool.failed(member, now)
+            _tell(route, member, was_up, error.detail or error.end)
         else:
-            if member.count_success():
-                route.turned(member, "")
+            was_up = member.up
+            member.count_success()
+            _tell(route, member, was_up, "")
             return stream, address, member
         failed.append(member)
     raise failure or Ended(End.NO_TARGET, "every target has weight 0")
+
+
+def _tell(route: Route, member: Member, was_up: bool, reason: str) -> None:
+    if member.up is not was_up:
+        route.turned(member, reason)
 
 
 def _dial(route: Route, target: Address, until: float, tried: list[str]) -> tuple[Stream, Address]:
@@ -252,9 +262,12 @@ class Probes:
         gevent.sleep(options.health_interval * self._random())
         while True:
             failure = self._probe(member.address)
-            changed = failure not in _OURS and member.count_probe(not failure, options.health_rise, options.health_fall)
-            if changed:
-                self._route.turned(member, failure)
+            was_up, was_down = member.up, member.down
+            if failure not in _OURS:
+                member.count_probe(good=not failure, rise=options.health_rise, fall=options.health_fall)
+            _tell(self._route, member, was_up, failure)
+            if member.down and not was_down:
+                self._route.lost(member)
             gevent.sleep(options.health_interval * (1 + _JITTER * (2 * self._random() - 1)))
 
     def _probe(self, address: Address) -> str:
