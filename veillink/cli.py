@@ -2,20 +2,23 @@
 
 import errno
 import io
+import json
 import os
+import socket
 import sys
 from argparse import ArgumentTypeError, BooleanOptionalAction, Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import Field, fields
+from ipaddress import ip_address
 from typing import Any, Final, NoReturn, TextIO
 
 import configargparse
 
 from . import __version__
-from .cells import OPTIONS, number, parse_duration, printable
-from .daemon import Settings, read_regular, read_rules, run
+from .cells import OPTIONS, number, parse_duration, parse_window, printable
+from .daemon import Settings, Window, read_regular, read_rules, run
 from .log import LEVELS, Log
-from .model import Rule, RuleOptions, Target
+from .model import Address, Rule, RuleOptions, Target
 
 _LARGEST_SETTINGS: Final = 1 << 20
 
@@ -52,7 +55,7 @@ def _open_settings(path: str, mode: str = "r") -> TextIO:
         raise OSError(errno.EINVAL, "it is no text in UTF-8") from None
 
 
-def parser() -> configargparse.ArgumentParser:
+def parser() -> _Parser:
     """Return the parser of the command line, of ``VEILLINK_…`` in the environment and of the settings file."""
     parser = _Parser(
         prog="veillink",
@@ -87,6 +90,7 @@ def parser() -> configargparse.ArgumentParser:
     add("--log-format", choices=("text", "json"), default="text", help="of every line (default: %(default)s)")
     add("--log-level", choices=LEVELS, default="info", help="least level that is written (default: %(default)s)")
     add("--access-log", action=BooleanOptionalAction, default=True, help="a line for each connection when it ends")
+    _add_window(parser)
     _add_rule_defaults(parser)
     add(
         "--settings",
@@ -97,6 +101,21 @@ def parser() -> configargparse.ArgumentParser:
     )
     add("--version", action="version", version=f"veillink {__version__}")
     return parser
+
+
+def _add_window(parser: configargparse.ArgumentParser) -> None:
+    window = parser.add_argument_group("the window on what runs").add_argument
+    window(
+        "--admin",
+        type=_as_argument(parse_window),
+        metavar="ADDR:PORT",
+        help="show health, metrics and state over HTTP here, or at unix:/PATH; beyond loopback only with a token",
+    )
+    window(
+        "--admin-token", default="", metavar="TOKEN", help="what has to be shown there (Bearer, or Basic's password)"
+    )
+    window("--status", action="store_true", help="ask the VeilLink that --admin names what it does, and exit")
+    window("--json", action="store_true", help="with --status: everything, as JSON")
 
 
 def _add_rule_defaults(parser: configargparse.ArgumentParser) -> None:
@@ -131,10 +150,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
     defaults = RuleOptions(**{name: getattr(options, name) for name in _default_names()})
     if options.check:
         return _check(options.config, defaults)
-    return _run(options, defaults)
+    window = _window(options)
+    if options.status:
+        if window is None:
+            parser().error("--status needs --admin, the address of the VeilLink to ask")
+        return _status(window, as_json=options.json)
+    return _run(options, window, defaults)
 
 
-def _run(options: Namespace, defaults: RuleOptions) -> int:
+def _window(options: Namespace) -> Window | None:
+    if options.admin is None:
+        return None
+    address, name = options.admin
+    if name:
+        try:
+            address = Address(str(socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0][4][0]), address.port)
+        except OSError as error:
+            parser().error(f"--admin {name}: {error.strerror}")
+    local = address.is_unix or (address.host and ip_address(address.host.partition("%")[0]).is_loopback)
+    if not (local or options.admin_token or options.status):
+        parser().error(f"--admin {address} can be reached from elsewhere: give --admin-token too, or use 127.0.0.1")
+    return Window(address, name, options.admin_token)
+
+
+def _status(window: Window, *, as_json: bool) -> int:
+    from .console import NoAnswer, ask, show  # 0.1 s and 10 MiB that forwarding does not need
+
+    try:
+        status, connections = (ask(window.address, window.token, f"/api/{what}") for what in ("status", "connections"))
+    except NoAnswer as why:
+        print(f"veillink: error: {printable(str(why))}", file=sys.stderr)
+        return 1
+    if as_json:
+        return 0 if _say([json.dumps(status | {"live": connections}, indent=2)]) else 1
+    show(status, connections)
+    return 0
+
+
+def _run(options: Namespace, window: Window | None, defaults: RuleOptions) -> int:
     settings = Settings(
         config=options.config,
         strict=options.strict,
@@ -142,6 +195,7 @@ def _run(options: Namespace, defaults: RuleOptions) -> int:
         drain_timeout=options.drain_timeout,
         max_connections=options.max_connections,
         relay=options.relay,
+        admin=window,
         defaults=defaults,
     )
     log = Log(json_lines=options.log_format == "json", level=options.log_level, access=options.access_log)

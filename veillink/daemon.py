@@ -22,8 +22,9 @@ from gevent.hub import get_hub
 from . import __version__
 from .limits import Descriptors
 from .log import Log
-from .model import RuleOptions, RuleSet
-from .net import raise_fd_limit
+from .model import Address, RuleOptions, RuleSet
+from .net import error_name, raise_fd_limit
+from .report import Report
 from .rules import MAX_FILE, Problem, parse
 from .server import Server
 
@@ -55,6 +56,21 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
+class Window:
+    """Where the state is shown over HTTP.
+
+    Args:
+        address: numeric, or a UNIX socket.
+        name: the host name it may be called by, or nothing.
+        token: what has to be shown, or nothing.
+    """
+
+    address: Address
+    name: str
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """What the command line asks for; the fields are its options."""
 
@@ -64,6 +80,7 @@ class Settings:
     drain_timeout: float
     max_connections: int
     relay: str
+    admin: Window | None
     defaults: RuleOptions
 
 
@@ -199,17 +216,22 @@ def run(settings: Settings, log: Log) -> int:
         log.error(f"not started: {settings.config} has problems and --strict was given")
         return 1
     log.info(f"VeilLink {__version__} starts", pid=os.getpid(), config=settings.config, rules=len(rules.rules))
-    descriptors = Descriptors(raise_fd_limit(), splice=settings.relay != "copy")
+    descriptors = Descriptors(raise_fd_limit(), splice=settings.relay != "copy", watched=settings.admin is not None)
     obstacle = _obstacle(rules, descriptors)
     if obstacle:
         log.error(f"not started: {obstacle}")
         return 1
     server = Server(log, settings.config, descriptors, settings.max_connections)
+    report = Report(settings.config, server.status, server.ledger, server.gate, log, descriptors)
+    if settings.admin is not None and not _open_admin(settings.admin, report, descriptors, log):
+        return 1
     server.apply(rules)
+    report.count_reload("applied", problems)
     if not server.listeners:
         log.error("not started: no rule could be started")
         return 1
     _announce(server, descriptors, settings, log)
+    report.phase = "running"
     gc.freeze()
     gc.set_threshold(_COLLECT_AFTER)
     while (note := inbox.take(file.next_look)) != _STOP:
@@ -218,7 +240,8 @@ def run(settings: Settings, log: Log) -> int:
         elif note == _DUMP:
             _dump(server, log)
         if file.due(time.monotonic()):
-            _reload(server, descriptors, settings, log)
+            _reload(server, report, descriptors, settings, log)
+    report.phase = "draining"
     return _drain(server, inbox, settings.drain_timeout, log)
 
 
@@ -258,7 +281,21 @@ def _obstacle(rules: RuleSet, descriptors: Descriptors) -> str:
     return f"{needed} file descriptors are needed at least, not {descriptors.limit}; raise the limit (ulimit -n)"
 
 
-def _reload(server: Server, descriptors: Descriptors, settings: Settings, log: Log) -> None:
+def _open_admin(window: Window, report: Report, descriptors: Descriptors, log: Log) -> bool:
+    """Open the window that shows the report; return whether that has worked."""
+    from .admin import Admin, Sources  # 6 MiB that forwarding does not need
+
+    sources = Sources(report.status, report.connections, report.obstacle)
+    try:
+        Admin(window.address, window.name, window.token, descriptors.admin, sources, log)
+    except OSError as error:
+        log.error(f"not started: cannot show the state at {window.address}: {error.strerror} ({error_name(error)})")
+        return False
+    log.info("showing the state", admin=window.address)
+    return True
+
+
+def _reload(server: Server, report: Report, descriptors: Descriptors, settings: Settings, log: Log) -> None:
     """Apply the file as it is now; with any problem in it, what runs goes on: a typo never takes a rule away.
 
     It is parsed in a thread: 10,000 rows take 0.2 s, in which nothing would be forwarded.
@@ -268,8 +305,10 @@ def _reload(server: Server, descriptors: Descriptors, settings: Settings, log: L
     obstacle = f"{settings.config} has problems" if problems else _obstacle(rules, descriptors)
     if obstacle:
         log.error(f"not reloaded, the rules stay as they were: {obstacle}")
+        report.count_reload("refused", problems or (Problem(0, 0, obstacle),))
         return
     changes = server.apply(rules)
+    report.count_reload("applied", ())
     counts = {field.name: len(getattr(changes, field.name)) for field in fields(changes)}
     log.info("reloaded", config=settings.config, listeners=len(server.listeners), **counts)
 

@@ -20,10 +20,12 @@ class Descriptors:
     Args:
         limit: how many it may have.
         splice: whether bulk streams go through pipes.
+        watched: whether somebody may look in from outside, over HTTP.
     """
 
     limit: int
     splice: bool = True
+    watched: bool = False
 
     @property
     def lookups(self) -> int:
@@ -45,9 +47,14 @@ class Descriptors:
         """Targets probed at a time."""
         return min(64, max(1, self.limit // 64))
 
+    @property
+    def admin(self) -> int:
+        """Connections at a time of those who look in."""
+        return min(64, max(4, self.limit // 64)) if self.watched else 0
+
     def connections(self, listeners: int) -> int:
         """Return how many connections of two descriptors fit."""
-        aside = _RESERVE + 2 * self.lookups + 2 * self.pipes + self.beside + self.probes
+        aside = _RESERVE + 2 * self.lookups + 2 * self.pipes + self.beside + self.probes + self.admin
         return (self.limit - aside - listeners) // 2
 
     def shares(self, listeners: int) -> dict[str, int]:
@@ -58,6 +65,7 @@ class Descriptors:
             "pipes": 2 * self.pipes,
             "side_by_side": self.beside,
             "probes": self.probes,
+            "admin": self.admin,
             "reserve": _RESERVE,
             "connections": 2 * self.connections(listeners),
         }

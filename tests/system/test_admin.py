@@ -1,0 +1,400 @@
+"""The window on what runs: what it shows, to whom, and that asking costs forwarding nothing."""
+
+import base64
+import contextlib
+import http.client
+import json
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from .conftest import Forward, Serve, Start
+from .harness import HOST, VEILLINK, echo, eventually, free_port, read_exactly, read_to_eof
+
+TOKEN = "s3cret with blanks and ünicode"
+
+
+class Window:
+    """What a VeilLink shows at a port of this host."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.option = f"--admin={HOST}:{self.port}"
+
+    def get(self, path: str, method: str = "GET", **headers: str) -> tuple[int, http.client.HTTPMessage, bytes]:
+        """Return the status, the headers and the body of the answer."""
+        connection = http.client.HTTPConnection(HOST, self.port, timeout=10)
+        with contextlib.closing(connection):
+            connection.request(method, path, headers=headers)
+            answer = connection.getresponse()
+            return answer.status, answer.headers, answer.read()
+
+    def json(self, path: str, **headers: str) -> Any:
+        """Return an answer that is JSON."""
+        status, _, body = self.get(path, **headers)
+        assert status == 200, body
+        return json.loads(body)
+
+    def rule(self, name: str) -> dict[str, Any]:
+        """Return what it says of one rule."""
+        (rule,) = [rule for rule in self.json("/api/status")["rules"] if rule["name"] == name]
+        return dict(rule)
+
+    def metrics(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+        """Return every sample by name and labels."""
+        text = self.get("/metrics")[2].decode()
+        return {
+            (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+    def raw(self, request: bytes, seconds: float = 10) -> bytes:
+        """Return all that is answered to these bytes."""
+        with socket.create_connection((HOST, self.port), seconds) as sock:
+            sock.sendall(request)
+            return read_to_eof(sock)
+
+
+@pytest.fixture
+def window() -> Window:
+    return Window()
+
+
+# --- what it shows ---------------------------------------------------------------------------------------------------
+
+
+def test_the_state_tells_of_live_and_ended_connections(forward: Forward, window: Window) -> None:
+    veillink = forward(echo, "name=web", window.option)
+    with veillink.connect() as done:
+        done.sendall(b"12345")
+        read_exactly(done, 5)
+    eventually(lambda: window.rule("web")["ends"] == {"closed": 1}, what="the end of the first connection")
+    with veillink.connect() as live:
+        live.sendall(b"123")
+        read_exactly(live, 3)
+        web = window.rule("web")
+        assert (web["active"], web["total"], web["bytes_in"], web["bytes_out"]) == (1, 2, 8, 8)
+        assert web["listener_up"]
+        (target,) = web["targets"]
+        assert (target["up"], target["active"]) == (True, 1)
+        (connection,) = window.json("/api/connections")
+        assert connection["client"] == "{}:{}".format(*live.getsockname())
+        assert (connection["rule"], connection["target"], connection["bytes_in"]) == ("web", target["target"], 3)
+    status = window.json("/api/status")
+    assert status["phase"] == "running"
+    assert status["totals"]["connections"] == 2
+    assert status["limits"]["connections"] > 0
+
+
+def test_metrics_move_during_a_connection_and_are_exact_after_it(forward: Forward, window: Window) -> None:
+    veillink = forward(echo, "name=web", window.option)
+    web = ("rule", "web")
+    with veillink.connect() as sock:
+        sock.sendall(b"12345")
+        read_exactly(sock, 5)
+        during = window.metrics()
+    assert during["veillink_bytes_total", (("direction", "in"), web)] == 5
+    assert during["veillink_connections_active", (web,)] == 1
+    assert during["veillink_connections_total", (web,)] == 1
+    ended = ("veillink_connection_ends_total", (("end", "closed"), web))
+    after = eventually(lambda: (m := window.metrics()).get(ended) and m, what="the end of the connection")
+    assert after["veillink_connections_active", (web,)] == 0
+    assert after["veillink_bytes_total", (("direction", "out"), web)] == 5
+    assert after["veillink_connect_seconds_count", (web,)] == 1
+    assert after["veillink_connection_duration_seconds_bucket", (("le", "+Inf"), web)] == 1
+    assert after["veillink_listener_up", (web,)] == 1
+    assert after["veillink_config_last_reload_success", ()] == 1
+    assert after["process_open_fds", ()] > 0
+
+
+def test_the_series_of_a_removed_rule_go(forward: Forward, window: Window) -> None:
+    veillink = forward(echo, "name=web", window.option)
+    assert ("veillink_listener_up", (("rule", "web"),)) in window.metrics()
+    veillink.reload(f"{HOST}:{{port}},{HOST},1,name=other\n")
+    labels = {dict(labels).get("rule") for _, labels in window.metrics()}
+    assert "web" not in labels
+    assert "other" in labels
+
+
+def test_a_target_that_is_down_is_shown(start: Start, backend: Serve, window: Window) -> None:
+    dead, alive = free_port(), backend(echo).port
+    start(
+        f"{HOST}:{{port}},{HOST},{dead},name=web,health=tcp,health_interval=100ms\n{HOST}:{{port}},{HOST},{alive}\n",
+        window.option,
+    )
+    eventually(lambda: [target["up"] for target in window.rule("web")["targets"]] == [False, True], 3, "one down")
+    up = {
+        dict(labels)["target"]: value
+        for (name, labels), value in window.metrics().items()
+        if name == "veillink_target_up" and ("rule", "web") in labels
+    }
+    assert up == {f"{HOST}:{dead}": 0, f"{HOST}:{alive}": 1}
+
+
+def test_a_refused_file_and_its_problems_are_shown_until_a_good_one_comes(forward: Forward, window: Window) -> None:
+    veillink = forward(echo, "", window.option)
+    good = veillink.config.read_text()
+    veillink.reload("8080,127.0.0.1,70000\n", "^not reloaded")
+    status = window.json("/api/status")
+    assert (status["last_reload"]["result"], status["reloads"]["refused"]) == ("refused", 1)
+    assert ":2:3: port" in status["last_reload"]["problems"][0]
+    assert window.metrics()["veillink_config_last_reload_success", ()] == 0
+    veillink.config.write_text(good)
+    veillink.send(signal.SIGHUP)
+    eventually(lambda: window.json("/api/status")["last_reload"]["result"] == "applied", what="a good reload")
+    assert window.json("/api/status")["last_reload"]["problems"] == []
+
+
+def test_nothing_from_outside_becomes_a_label(forward: Forward, window: Window) -> None:
+    veillink = forward(echo, '"name=<script>""b\\"', window.option)
+    with veillink.connect() as sock:
+        sock.sendall(b"x")
+        read_exactly(sock, 1)
+        assert str(sock.getsockname()[1]) not in window.get("/metrics")[2].decode()
+
+
+# --- whether it is ready ---------------------------------------------------------------------------------------------
+
+
+def test_a_listener_that_is_down_is_not_ready_but_alive(start: Start, backend: Serve, window: Window) -> None:
+    with socket.create_server((HOST, 0)) as taken:
+        rows = f"{HOST}:{{port}},{HOST},{backend(echo).port}\n{HOST}:{taken.getsockname()[1]},{HOST},1,name=late\n"
+        veillink = start(rows, window.option)
+        assert window.get("/healthz")[0] == 200
+        status, _, body = window.get("/readyz")
+        assert (status, b"late" in body) == (503, True)
+        assert not window.rule("late")["listener_up"]
+        veillink.reload(f"{HOST}:{{port}},{HOST},1\n")
+    assert window.get("/readyz")[0] == 200
+
+
+def test_while_it_drains_it_is_alive_but_not_ready(forward: Forward, window: Window) -> None:
+    veillink = forward(echo, "", window.option)
+    with veillink.connect() as sock:
+        sock.sendall(b"x")
+        read_exactly(sock, 1)
+        veillink.send(signal.SIGTERM)
+        eventually(lambda: window.get("/readyz")[0] == 503, what="not ready")
+        assert window.get("/healthz")[0] == 200
+        assert len(window.json("/api/connections")) == 1
+    assert veillink.child.wait(5) == 0
+
+
+# --- to whom ---------------------------------------------------------------------------------------------------------
+
+
+def basic(token: str) -> str:
+    return "Basic " + base64.b64encode(f"anybody:{token}".encode()).decode()
+
+
+def test_a_token_is_asked_for_by_all_but_the_health_checks(forward: Forward, window: Window) -> None:
+    veillink = forward(echo, "", window.option, f"--admin-token={TOKEN}")
+    for path in ("/", "/metrics", "/api/status", "/nowhere"):
+        for wrong in ("", "Bearer", "Bearer wrong", basic("wrong"), "Basic ünicode!", f"Digest {TOKEN}"):
+            status, headers, _ = window.get(path, Authorization=wrong.encode().decode("latin-1"))
+            assert status == 401
+            assert headers["WWW-Authenticate"].startswith("Basic ")
+    assert window.get("/healthz")[0] == window.get("/readyz")[0] == 200
+    for right in (f"Bearer {TOKEN}".encode().decode("latin-1"), basic(TOKEN)):
+        assert window.get("/api/status", Authorization=right)[0] == 200
+    assert TOKEN not in veillink.output
+
+
+def test_beyond_loopback_nothing_is_shown_without_a_token(tmp_path: Path) -> None:
+    for address in (f"0.0.0.0:{free_port()}", f"{free_port()}", f"[::]:{free_port()}"):
+        done = subprocess.run(
+            [VEILLINK, "--admin", address, "--config", str(tmp_path / "none")],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 2
+        assert "--admin-token" in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("host", [HOST, "127.0.0.1:80", "[::1]:9", "[::1]", "localhost", "LOCALHOST:1", "10.1.2.3", ""])
+def test_every_literal_address_may_be_its_name(host: str, forward: Forward, window: Window) -> None:
+    forward(echo, "", window.option)
+    assert window.raw(f"GET /healthz HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:80", "::1x"])
+def test_a_name_that_somebody_else_points_here_is_refused(host: str, forward: Forward, window: Window) -> None:
+    forward(echo, "", window.option)
+    assert window.raw(f"GET /api/status HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()).startswith(b"HTTP/1.1 421")
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE"])
+def test_it_only_shows(method: str, forward: Forward, window: Window) -> None:
+    forward(echo, "", window.option)
+    status, headers, _ = window.get("/api/status", method)
+    assert (status, headers["Allow"]) == (405, "GET, HEAD")
+    assert window.get("/nowhere")[0] == 404
+    assert window.get("/api/status", "HEAD")[::2] == (200, b"")
+
+
+def test_a_browser_is_told_to_be_careful(forward: Forward, window: Window) -> None:
+    forward(echo, "", window.option)
+    for path in ("/healthz", "/api/status", "/nowhere"):
+        headers = window.get(path)[1]
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert "default-src 'none'" in headers["Content-Security-Policy"]
+
+
+# --- what is thrown at it --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        b"GET\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200),
+        b"GET /healthz HTTP/9.9\r\n\r\n",
+        b"GET /" + b"x" * 100_000 + b" HTTP/1.1\r\n\r\n",
+    ],
+)
+def test_what_is_no_clear_request_is_refused_and_the_connection_closed(
+    request_: bytes, forward: Forward, window: Window
+) -> None:
+    forward(echo, "", window.option)
+    with contextlib.suppress(ConnectionResetError):
+        assert window.raw(request_ + b"GET /healthz HTTP/1.1\r\n\r\n").startswith((b"HTTP/1.1 4", b""))
+        assert b"alive" not in window.raw(request_ + b"GET /healthz HTTP/1.1\r\n\r\n")
+    assert window.get("/healthz")[0] == 200
+
+
+def test_a_second_request_on_a_connection_is_not_answered(forward: Forward, window: Window) -> None:
+    forward(echo, "", window.option)
+    answer = window.raw(b"GET /healthz HTTP/1.1\r\nHost: [::1]\r\n\r\n" * 2)
+    assert answer.count(b"HTTP/1.1 200") == 1
+
+
+def test_those_who_dawdle_are_cut_in_the_end_and_hold_nobody_up(forward: Forward, window: Window) -> None:
+    veillink = forward(echo, "", window.option)
+    with contextlib.ExitStack() as stack:
+        for _ in range(20):
+            sock = stack.enter_context(socket.create_connection((HOST, window.port)))
+            sock.sendall(b"GET /api/status HT")
+        began = time.monotonic()
+        assert window.get("/healthz")[0] == 200
+        assert time.monotonic() - began < 1
+    veillink.settle()
+
+
+@pytest.mark.parametrize("connections", [2000])
+def test_a_look_at_thousands_of_connections_holds_nobody_up(connections: int, forward: Forward, window: Window) -> None:
+    veillink = forward(echo, "name=web", window.option, "--no-access-log")
+    with contextlib.ExitStack() as stack:
+        for _ in range(connections):
+            stack.enter_context(veillink.connect())
+        eventually(lambda: window.rule("web")["active"] == connections, what="all of them")
+        probe = stack.enter_context(veillink.connect())
+        slowest, stop = [0.0], threading.Event()
+
+        def talk() -> None:
+            while not stop.is_set():
+                began = time.monotonic()
+                probe.sendall(b"x")
+                read_exactly(probe, 1)
+                slowest[0] = max(slowest[0], time.monotonic() - began)
+
+        talker = threading.Thread(target=talk)
+        talker.start()
+        try:
+            for path in ("/metrics", "/api/status", "/api/connections"):
+                assert window.get(path)[0] == 200
+            assert len(window.json("/api/connections")) == connections + 1
+        finally:
+            stop.set()
+            talker.join()
+        assert slowest[0] < 0.1
+
+
+# --- UNIX sockets and the command line -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A folder whose name leaves room for the 107 bytes of a UNIX socket's path."""
+    with tempfile.TemporaryDirectory(prefix="vl") as folder:
+        yield Path(folder)
+
+
+def ask(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([VEILLINK, "--status", *arguments], capture_output=True, text=True, check=False, timeout=20)
+
+
+def test_a_unix_socket_shows_it_to_those_who_may_open_it(forward: Forward, short: Path) -> None:
+    forward(echo, "name=web", f"--admin=unix:{short}/admin")
+    assert (short / "admin").stat().st_mode & 0o777 == 0o660
+    done = subprocess.run(
+        ["curl", "-s", "--unix-socket", f"{short}/admin", "http://any.name/healthz"], capture_output=True, check=True
+    )
+    assert done.stdout == b"alive\n"
+    assert "web" in ask(f"--admin=unix:{short}/admin").stdout
+
+
+def test_the_status_shows_rules_targets_and_connections_as_text(forward: Forward, window: Window) -> None:
+    veillink = forward(echo, "name=web", window.option)
+    with veillink.connect() as sock:
+        sock.sendall(b"x" * 2048)
+        read_exactly(sock, 2048)
+        done = ask(window.option)
+        client = "{}:{}".format(*sock.getsockname())
+    assert done.returncode == 0
+    assert client in done.stdout
+    (rule,) = [line.split() for line in done.stdout.splitlines() if line.split()[:1] == ["web"]]
+    assert rule[1:3] == [f"{HOST}:{veillink.port}", "up"]
+    assert rule[-6:] == ["1", "1", "2.0", "KiB", "2.0", "KiB"]
+    assert "\x1b" not in done.stdout
+
+
+def test_the_status_is_also_json(forward: Forward, window: Window) -> None:
+    forward(echo, "name=web", window.option)
+    status = json.loads(ask(window.option, "--json").stdout)
+    assert {rule["name"] for rule in status["rules"]} >= {"web"}
+    assert status["live"] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        ([], 2, "--status needs --admin"),
+        ([f"--admin={HOST}:1"], 1, "no answer at"),
+        (["--admin=x y:1"], 2, "host name"),
+    ],
+)
+def test_a_status_that_cannot_be_had_is_one_clear_line(arguments: list[str], code: int, said: str) -> None:
+    done = ask(*arguments)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_status_asked_with_the_wrong_token_says_so(forward: Forward, window: Window) -> None:
+    forward(echo, "", window.option, "--admin-token=right")
+    assert "another token" in ask(window.option, "--admin-token=wrong").stderr
+    assert ask(window.option, "--admin-token=right").returncode == 0
+
+
+def test_a_window_that_cannot_be_opened_is_told_and_nothing_is_started(tmp_path: Path) -> None:
+    (tmp_path / "rules.csv").write_text(f"{HOST}:{free_port()},{HOST},1\n")
+    with socket.create_server((HOST, 0)) as taken:
+        arguments = ["--config", str(tmp_path / "rules.csv"), f"--admin={HOST}:{taken.getsockname()[1]}"]
+        done = subprocess.run([VEILLINK, *arguments], capture_output=True, text=True, check=False, timeout=20)
+    assert done.returncode == 1
+    assert "EADDRINUSE" in done.stdout.splitlines()[-1]

@@ -1,0 +1,225 @@
+"""The HTTP window on what runs: health, metrics, state. It only shows.
+
+Rule: whatever is asked, and however slowly, forwarding goes on; what needs a token says nothing without it.
+"""
+
+import base64
+import binascii
+import hmac
+import json
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from ipaddress import ip_address
+from typing import Any, Final
+
+import gevent
+from gevent.pool import Pool
+from gevent.pywsgi import WSGIHandler, WSGIServer
+
+from .log import Log
+from .metrics import CONTENT_TYPE, Metrics
+from .model import Address, RuleOptions
+from .net import listen
+
+# From accept to the last byte of the answer, in seconds, whoever dawdles.
+_LONGEST: Final = 30.0
+# An answer about 10,000 connections takes 100 ms to write: others get their turn after so many.
+_AT_A_TIME: Final = 200
+
+_HEADERS: Final = (
+    ("Cache-Control", "no-store"),
+    ("Connection", "close"),
+    ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"),
+    ("Referrer-Policy", "no-referrer"),
+    ("X-Content-Type-Options", "nosniff"),
+)
+_PLAIN: Final = "text/plain; charset=utf-8"
+_JSON: Final = "application/json"
+_PUBLIC: Final = ("/healthz", "/readyz")
+
+_Environ = Mapping[str, Any]
+_Start = Callable[[str, list[tuple[str, str]]], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where the answers come from.
+
+    Args:
+        status: returns what ``/api/status`` shows.
+        connections: yields what ``/api/connections`` lists.
+        obstacle: returns why no more clients should be sent here, or nothing.
+    """
+
+    status: Callable[[], dict[str, Any]]
+    connections: Callable[[], Iterable[dict[str, Any]]]
+    obstacle: Callable[[], str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    body: Iterable[bytes]
+    content_type: str = _PLAIN
+    status: HTTPStatus = HTTPStatus.OK
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+class Admin:
+    """Answers requests at one address until it is closed.
+
+    Args:
+        address: numeric, or a UNIX socket.
+        name: the host name it may be called by, beside every IP literal and ``localhost``; may be empty.
+        token: what has to be shown, or nothing.
+        most: connections at a time.
+        sources: of the answers.
+        log: told of faults of our own.
+
+    Raises:
+        OSError: the address cannot be had.
+    """
+
+    def __init__(self, address: Address, name: str, token: str, most: int, sources: Sources, log: Log) -> None:
+        self._name = name
+        self._token = token.encode()
+        self._check_host = not address.is_unix
+        self._sources = sources
+        self._metrics = Metrics(sources.status)
+        self._pages: dict[str, Callable[[], _Answer]] = {
+            "/healthz": lambda: _Answer([b"alive\n"]),
+            "/readyz": self._ready,
+            "/metrics": lambda: _Answer([self._metrics.text()], CONTENT_TYPE),
+            "/api/status": lambda: _Answer([_json(sources.status())], _JSON),
+            "/api/connections": lambda: _Answer(_json_list(sources.connections()), _JSON),
+        }
+        sock: Any = listen(address, RuleOptions())
+        self._server = _Server(sock, self._answer, most, log)
+        self._server.start()
+
+    def close(self) -> None:
+        """Answer nobody any more."""
+        self._server.close()
+
+    def _ready(self) -> _Answer:
+        obstacle = self._sources.obstacle()
+        status = HTTPStatus.SERVICE_UNAVAILABLE if obstacle else HTTPStatus.OK
+        return _Answer([f"{obstacle or 'ready'}\n".encode()], status=status)
+
+    def _answer(self, environ: _Environ, start_response: _Start) -> Iterable[bytes]:
+        answer = self._page(environ)
+        headers = [("Content-Type", answer.content_type), *answer.headers, *_HEADERS]
+        start_response(f"{answer.status.value} {answer.status.phrase}", headers)
+        return [] if environ["REQUEST_METHOD"] == "HEAD" else answer.body
+
+    def _page(self, environ: _Environ) -> _Answer:
+        path = environ["PATH_INFO"]
+        if self._check_host and not is_known_host(environ.get("HTTP_HOST", ""), self._name):
+            return _refusal(HTTPStatus.MISDIRECTED_REQUEST)  # a page elsewhere has made its name point here
+        if self._token and path not in _PUBLIC and not self._shows_token(environ.get("HTTP_AUTHORIZATION", "")):
+            return _refusal(HTTPStatus.UNAUTHORIZED, ("WWW-Authenticate", 'Basic realm="VeilLink", charset="UTF-8"'))
+        if path not in self._pages:
+            return _refusal(HTTPStatus.NOT_FOUND)
+        if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
+            return _refusal(HTTPStatus.METHOD_NOT_ALLOWED, ("Allow", "GET, HEAD"))
+        return self._pages[path]()
+
+    def _shows_token(self, authorization: str) -> bool:
+        """Return whether it is ``Bearer TOKEN`` (RFC 6750) or ``Basic`` with any user and the token (RFC 7617)."""
+        scheme, _, value = authorization.partition(" ")
+        shown = value.strip().encode("latin-1", "replace")
+        if scheme.lower() == "basic":
+            try:
+                shown = base64.b64decode(shown, validate=True).partition(b":")[2]
+            except binascii.Error:
+                return False
+        elif scheme.lower() != "bearer":
+            return False
+        return hmac.compare_digest(shown, self._token)
+
+
+def is_known_host(header: str, name: str) -> bool:
+    """Return whether a ``Host`` header names this host whatever DNS says: an IP literal, ``localhost``, or ``name``.
+
+    Source: RFC 9110 section 7.2 for the header; 7.4 for what to do with another one.
+    """
+    host = header.strip().lower()
+    if host.startswith("["):
+        host = host[1:].partition("]")[0]
+    elif host.count(":") < 2:
+        host = host.partition(":")[0]
+    if host in ("", "localhost", name.lower()):
+        return True
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _refusal(status: HTTPStatus, *headers: tuple[str, str]) -> _Answer:
+    return _Answer([f"{status.phrase}\n".encode()], status=status, headers=headers)
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value).encode() + b"\n"
+
+
+def _json_list(items: Iterable[dict[str, Any]]) -> Iterator[bytes]:
+    before = "["
+    part: list[str] = []
+    for number, item in enumerate(items, 1):
+        part.append(before + json.dumps(item))
+        before = ",\n"
+        if number % _AT_A_TIME == 0:
+            yield "".join(part).encode()
+            part.clear()
+            gevent.sleep(0)
+    part.append("]\n" if before != "[" else "[]\n")
+    yield "".join(part).encode()
+
+
+class _Handler(WSGIHandler):
+    """One request for each connection, and no doubt about where it ends (RFC 9112 section 6.3)."""
+
+    server: "_Server"
+
+    def MessageClass(self, *args: Any) -> Any:  # noqa: N802 - gevent's name
+        headers = super().MessageClass(*args)
+        if len(headers.get_all("content-length", []) + headers.get_all("transfer-encoding", [])) > 1:
+            raise ValueError("more than one length")
+        return headers
+
+    def read_request(self, raw_requestline: str) -> Any:
+        good = super().read_request(raw_requestline)
+        self.close_connection = True
+        return good
+
+    def handle_error(self, kind: Any, error: Any, trace: Any) -> None:
+        if not isinstance(error, gevent.Timeout):
+            self.server.log_error(traceback.format_exception(kind, error, trace))
+
+    def log_error(self, *_: object) -> None:
+        """Say nothing: what a client does wrong is its own affair."""
+
+    _log_error = log_error
+
+
+class _Server(WSGIServer):
+    def __init__(self, sock: Any, answer: Any, most: int, log: Log) -> None:
+        super().__init__(sock, answer, spawn=Pool(most), log=None, handler_class=_Handler)
+        self._told = log
+
+    def log_error(self, lines: list[str]) -> None:
+        self._told.error("unforeseen error", traceback="".join(lines))
+
+    def handle(self, sock: Any, address: Any) -> None:
+        timeout = gevent.Timeout.start_new(_LONGEST)
+        try:
+            super().handle(sock, address)
+        except gevent.Timeout as reached:
+            if reached is not timeout:
+                raise
+        finally:
+            timeout.close()

@@ -1,0 +1,122 @@
+"""Ask a running VeilLink what it does, and show the answer on a terminal."""
+
+import http.client
+import json
+import socket
+from typing import Any, Final
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .model import Address
+
+_PATIENCE: Final = 10.0  # seconds for an answer
+_LONGEST_LIST: Final = 50  # connections that are listed
+
+
+class NoAnswer(Exception):  # noqa: N818 - it says what happened
+    """The state is not to be had; the message says why and what to do."""
+
+
+def ask(address: Address, token: str, path: str) -> Any:
+    """Return what a running VeilLink's window says, decoded from JSON.
+
+    Args:
+        address: of the window, numeric or a UNIX socket.
+        token: what it wants to be shown, or nothing.
+        path: ``/api/status`` or ``/api/connections``.
+
+    Raises:
+        NoAnswer: nobody is there, the token is wrong, or the answer is no VeilLink's.
+    """
+    connection = http.client.HTTPConnection(_host(address), address.port or None, timeout=_PATIENCE)
+    try:
+        if address.is_unix:
+            connection.sock = socket.socket(socket.AF_UNIX)
+            connection.sock.settimeout(_PATIENCE)
+            connection.sock.connect(address.path)
+        connection.request("GET", path, headers={"Authorization": f"Bearer {token}"} if token else {})
+        response = connection.getresponse()
+        body = response.read()
+    except (OSError, http.client.HTTPException) as error:
+        raise NoAnswer(f"no answer at {address}: {error}; is VeilLink running with --admin {address}?") from None
+    finally:
+        connection.close()
+    if response.status == http.HTTPStatus.UNAUTHORIZED:
+        raise NoAnswer(f"{address} wants another token: give --admin-token or VEILLINK_ADMIN_TOKEN")
+    if response.status != http.HTTPStatus.OK:
+        raise NoAnswer(f"{address} answers {response.status} {response.reason}: that is not VeilLink's window")
+    try:
+        return json.loads(body)
+    except ValueError:
+        raise NoAnswer(f"{address} does not answer in JSON: that is not VeilLink's window") from None
+
+
+def _host(address: Address) -> str:
+    return "localhost" if address.is_unix else address.host or "127.0.0.1"
+
+
+def show(status: dict[str, Any], connections: list[dict[str, Any]]) -> None:
+    """Print the state as tables; where stdout is no terminal, plain ones without colours and never cut."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=200)
+    totals, most = status["totals"], status["limits"]["connections"]
+    counts = f"{totals['active']} of at most {most} connections · {totals['connections']} so far"
+    console.print(f"VeilLink {status['version']} · {status['phase']} · up {_ago(status['uptime'])} · {counts}")
+    console.print(_rules(status["rules"]))
+    for problem in status["last_reload"]["problems"]:
+        console.print(Text(problem, style="yellow"))
+    if connections:
+        console.print(_connections(connections[:_LONGEST_LIST]))
+    if len(connections) > _LONGEST_LIST:
+        console.print(f"and {len(connections) - _LONGEST_LIST} more connections: --json shows them all")
+
+
+def _rules(rules: list[dict[str, Any]]) -> Table:
+    table = Table("rule", "listen", "listener", "target", "state", box=box.SIMPLE_HEAD)
+    for column in ("live", "total", "in", "out"):
+        table.add_column(column, justify="right")
+    for rule in rules:
+        listener = _state(rule["listener_up"])
+        own = (str(rule["total"]), size(rule["bytes_in"]), size(rule["bytes_out"]))
+        for number, target in enumerate(rule["targets"]):
+            place = (Text(target["target"]), _state(target["up"]), str(target["active"]))
+            if number == 0:
+                table.add_row(Text(rule["name"]), Text(rule["listen"]), listener, *place, *own)
+            else:
+                table.add_row("", "", "", *place)
+    return table
+
+
+def _connections(connections: list[dict[str, Any]]) -> Table:
+    table = Table("id", "rule", "client", "target", box=box.SIMPLE_HEAD)
+    for column in ("age", "in", "out"):
+        table.add_column(column, justify="right")
+    for each in connections:
+        place = (Text(each["rule"]), Text(each["client"]), Text(each["target"] or "-"))
+        moved = (size(each["bytes_in"]), size(each["bytes_out"]))
+        table.add_row(str(each["id"]), *place, _ago(each["age"]), *moved)
+    return table
+
+
+def _state(up: bool) -> Text:
+    return Text("up", style="green") if up else Text("DOWN", style="bold red")
+
+
+def _ago(seconds: float) -> str:
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def size(count: float) -> str:
+    """Return a number of bytes as people read it: ``1.4 MiB``."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"

@@ -1,0 +1,102 @@
+"""Show the state in Prometheus' text format.
+
+Rule: labels come from the rules' file alone; what clients send never becomes one. Series live as long as their rule.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Metrics:
+    """Everything that is measured.
+
+    Args:
+        status: returns the state, as ``/api/status`` shows it.
+    """
+
+    def __init__(self, status: Callable[[], dict[str, Any]]) -> None:
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(_Collector(status))
+        ProcessCollector(registry=self._registry)
+
+    def text(self) -> bytes:
+        """Return it as it is now."""
+        return generate_latest(self._registry)
+
+
+class _Collector(Collector):
+    def __init__(self, status: Callable[[], dict[str, Any]]) -> None:
+        self._status = status
+
+    def collect(self) -> Iterator[Metric]:
+        status = self._status()
+        yield from _of_process(status)
+        yield from _of_rules(status["rules"])
+
+
+def _of_process(status: dict[str, Any]) -> Iterator[Metric]:
+    build = GaugeMetricFamily("veillink_build_info", "The version that runs.", labels=["version"])
+    build.add_metric([status["version"]], 1)
+    yield build
+    reload = status["last_reload"]
+    yield GaugeMetricFamily(
+        "veillink_config_last_reload_success", "Whether the rules' file was applied when it was last read.",
+        value=reload["result"] != "refused",
+    )  # fmt: skip
+    reloads = CounterMetricFamily("veillink_config_reloads", "Times the rules' file was read.", labels=["result"])
+    for result, count in status["reloads"].items():
+        reloads.add_metric([result], count)
+    yield reloads
+    yield CounterMetricFamily(
+        "veillink_log_lines_dropped", "Log lines lost because nobody took them in time.",
+        value=status["log_lines_dropped"],
+    )  # fmt: skip
+    yield GaugeMetricFamily(
+        "veillink_loop_lag_seconds", "How late the event loop was at worst in the last ten seconds.",
+        value=status["loop_lag_seconds"],
+    )  # fmt: skip
+    yield GaugeMetricFamily(
+        "veillink_connections_limit", "The most connections at a time.", value=status["limits"]["connections"]
+    )
+
+
+def _of_rules(rules: list[dict[str, Any]]) -> Iterator[Metric]:
+    connections = CounterMetricFamily("veillink_connections", "Connections accepted.", labels=["rule"])
+    active = GaugeMetricFamily("veillink_connections_active", "Connections at the moment.", labels=["rule"])
+    moved = CounterMetricFamily(
+        "veillink_bytes", "Bytes forwarded; in: from clients, out: to them.", labels=["rule", "direction"]
+    )
+    ends = CounterMetricFamily("veillink_connection_ends", "Connections that ended, by why.", labels=["rule", "end"])
+    connect = HistogramMetricFamily("veillink_connect_seconds", "From accept to a connected target.", labels=["rule"])
+    lasted = HistogramMetricFamily("veillink_connection_duration_seconds", "From accept to the end.", labels=["rule"])
+    up = GaugeMetricFamily("veillink_target_up", "Whether it may be chosen.", labels=["rule", "target"])
+    at_target = GaugeMetricFamily(
+        "veillink_target_connections_active", "Connections at the moment.", labels=["rule", "target"]
+    )
+    listens = GaugeMetricFamily("veillink_listener_up", "Whether the rule has all its ports.", labels=["rule"])
+    for rule in rules:
+        name = rule["name"]
+        connections.add_metric([name], rule["total"])
+        active.add_metric([name], rule["active"])
+        moved.add_metric([name, "in"], rule["bytes_in"])
+        moved.add_metric([name, "out"], rule["bytes_out"])
+        for end, count in rule["ends"].items():
+            ends.add_metric([name, end], count)
+        _add(connect, name, rule["connect_seconds"])
+        _add(lasted, name, rule["duration_seconds"])
+        listens.add_metric([name], rule["listener_up"])
+        for target in rule["targets"]:
+            up.add_metric([name, target["target"]], target["up"])
+            at_target.add_metric([name, target["target"]], target["active"])
+    yield from (connections, active, moved, ends, connect, lasted, up, at_target, listens)
+
+
+def _add(family: HistogramMetricFamily, rule: str, times: dict[str, Any]) -> None:
+    bounds = [*(str(bound) for bound in times["le"]), "+Inf"]
+    family.add_metric([rule], list(zip(bounds, times["counts"], strict=True)), times["sum"])
