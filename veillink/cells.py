@@ -200,12 +200,13 @@ def _ip(text: str) -> str:
 
 def _unix(text: str) -> str:
     path = text.removeprefix(_UNIX)
-    if not path.startswith("/") or path.endswith("/") or not path.isprintable():
+    # With one spelling no overlap or loop hides; ".." stays: what it means depends on symbolic links.
+    plain = "".join(f"/{part}" for part in path.split("/") if part not in ("", "."))
+    if not path.startswith("/") or path.endswith("/") or not path.isprintable() or not plain:
         raise ValueError(f"{shown(text)} is not {_UNIX} and an absolute path")
     if len(path.encode()) > _LONGEST_PATH:
         raise ValueError(f"the path of {shown(text)} is longer than {_LONGEST_PATH} bytes")
-    # With one spelling no overlap or loop hides; ".." stays: what it means depends on symbolic links.
-    return _UNIX + "".join(f"/{part}" for part in path.split("/") if part not in ("", "."))
+    return _UNIX + plain
 
 
 def parse_listen(text: str) -> tuple[Address, int]:

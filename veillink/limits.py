@@ -108,6 +108,8 @@ class Gate:
         if self.taken < self.limit:
             return self._within is not None and self._within.full_for(listener)
         self._waiting.append(listener)
+        if self._within is not None:
+            self._within.wake()  # a place there that was meant for this listener is somebody else's now
         return True
 
     def enter(self) -> None:

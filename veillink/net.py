@@ -17,11 +17,9 @@ BACKLOG: Final = 4096
 
 _Options = tuple[tuple[int, int, int], ...]
 
-# Small messages leave at once; urgent data stays in line, otherwise its byte is lost (tcp(7)).
-_OPTIONS: Final[_Options] = (
-    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
-    (socket.SOL_SOCKET, socket.SO_OOBINLINE, 1),
-)
+# Urgent data stays in line, otherwise its byte is lost (tcp(7)); small messages leave at once.
+_IN_LINE: Final = (socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+_OPTIONS: Final[_Options] = ((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), _IN_LINE)
 _LONGEST_RTO_MAX_MS: Final = 120_000
 _TCP_RTO_MAX_MS: Final = 44  # linux/tcp.h, from Linux 6.15; not named by Python
 
@@ -97,7 +95,7 @@ def listen(address: Address, options: RuleOptions) -> socket.socket:
         OSError: the address cannot be had.
     """
     if address.is_unix:
-        return _UnixListener(address.path, options.socket_mode)
+        return UnixListener(address.path, options.socket_mode)
     if address.host:
         return _listen(address, options.keepalive, dual=False)
     try:
@@ -127,7 +125,7 @@ def _listen(address: Address, keepalive: float, *, dual: bool) -> socket.socket:
     return sock
 
 
-class _UnixListener(socket.socket):
+class UnixListener(socket.socket):
     """Listens on a UNIX socket and owns its file: nobody else's is ever removed."""
 
     def __init__(self, path: str, mode: int) -> None:
@@ -146,6 +144,11 @@ class _UnixListener(socket.socket):
         except BaseException:
             self.close()
             raise
+
+    def set_mode(self, mode: int) -> None:
+        """Change who may connect."""
+        if self._file is not None and self._file == _file_at(self._path):
+            Path(self._path).chmod(mode)
 
     def close(self) -> None:
         """Close it, and remove its file unless somebody has put another one there."""
@@ -176,10 +179,13 @@ def _remove_stale(path: str) -> None:
         return
     if not stat.S_ISSOCK(mode):
         raise OSError(errno.EEXIST, "a file that is no socket is there")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+    # A connect of another type finds out whether the socket lives (EPROTOTYPE) without being a client there.
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
         code = probe.connect_ex(path)
+    if code in (0, errno.EPROTOTYPE):
+        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
     if code != errno.ECONNREFUSED:
-        raise OSError(errno.EADDRINUSE if code in (0, errno.EAGAIN) else code, os.strerror(code or errno.EADDRINUSE))
+        raise OSError(code, os.strerror(code))
     Path(path).unlink()
 
 
@@ -211,6 +217,8 @@ def adopt(fd: int, family: int) -> _socket.socket:
     """Take over an accepted descriptor (a bare socket: Python's class around it costs 1 µs and 100 bytes)."""
     sock = _socket.socket(family, socket.SOCK_STREAM, 0, fd)
     sock.setblocking(False)
+    if family == socket.AF_UNIX:  # which inherits nothing
+        sock.setsockopt(*_IN_LINE)
     return sock
 
 
@@ -223,9 +231,8 @@ def start_connect(family: int, where: Any) -> _socket.socket:
     """
     sock = _socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        if family != socket.AF_UNIX:
-            for option in _OPTIONS:
-                sock.setsockopt(*option)
+        for option in (_IN_LINE,) if family == socket.AF_UNIX else _OPTIONS:
+            sock.setsockopt(*option)
         code = sock.connect_ex(where)
         if code not in (0, errno.EINPROGRESS):
             raise OSError(code, os.strerror(code))

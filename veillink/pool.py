@@ -193,5 +193,5 @@ def _score(client: str, address: Address, weight: int) -> float:
 
     It depends on nothing else, so a target that comes or goes moves only its own share of the clients.
     """
-    digest = hashlib.blake2b(f"{client} {address}".encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(f"{client} {address}".encode(errors="surrogateescape"), digest_size=8).digest()
     return weight / -math.log((int.from_bytes(digest) + 0.5) / 2**64)

@@ -276,12 +276,12 @@ class Relay:
 
     def _flush(self, stream: Stream, reset: float) -> None:
         """Wait until the peer has what it was sent before the ``reset``: ours would throw the send queue away."""
-        unsent = stream.unsent()
+        unsent = stream.undelivered()
         since = max(self._moved_at, reset)
         while unsent and not stream.broken and time.monotonic() - since < _FLUSH_TIME:
             gevent.sleep(0.01)
-            if unsent != stream.unsent():
-                unsent, since = stream.unsent(), time.monotonic()
+            if unsent != stream.undelivered():
+                unsent, since = stream.undelivered(), time.monotonic()
 
     def look(self, now: float) -> bool:
         """End the connection if it has to end now; park what is idle. Return whether there is anything to look for."""

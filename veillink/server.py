@@ -23,7 +23,7 @@ from .limits import Descriptors, Gate
 from .log import Log
 from .model import Address, End, Ended, Health, OnDown, Rule, RuleSet
 from .names import Names
-from .net import BACKLOG, adopt, error_name, listen, readable, set_keepalive
+from .net import BACKLOG, UnixListener, adopt, error_name, listen, readable, set_keepalive
 from .pipes import Pipes
 from .pool import Member, Pool
 from .relay import Patience
@@ -43,6 +43,12 @@ _HINTS: Final = {
     errno.EADDRINUSE: "another program listens there",
     errno.EACCES: "ports below 1024 need root or CAP_NET_BIND_SERVICE",
     errno.EADDRNOTAVAIL: "this host has no such address",
+}
+
+
+_UNIX_HINTS: Final = {
+    errno.EADDRINUSE: "another program listens there",
+    errno.EACCES: "VeilLink may not write to that folder",
 }
 
 
@@ -279,7 +285,7 @@ class Server:
             try:
                 listener = Listener(address, self._wanted[address], self._cut)
             except OSError as error:
-                self.down.setdefault(address, _reason(error))
+                self.down.setdefault(address, _reason(error, address))
             else:
                 listener.start()
                 self.listeners[address] = listener
@@ -343,9 +349,14 @@ def shown_range(rule: Rule) -> str:
 
 def _hand_over(listener: Listener, entrance: Entrance) -> None:
     if listener.entrance != entrance:
-        if not listener.listens_on.is_unix:
-            set_keepalive(listener.socket, entrance.service.rule.options.keepalive)
+        sock: Any = listener.socket
+        options = entrance.service.rule.options
+        if isinstance(sock, UnixListener):
+            sock.set_mode(options.socket_mode)
+        else:
+            set_keepalive(sock, options.keepalive)
         listener.entrance = entrance
+        listener.start_accepting()  # it may wait at the gate that it had before
 
 
 def _host_names(rules: RuleSet) -> dict[str, float]:
@@ -359,6 +370,7 @@ def _host_names(rules: RuleSet) -> dict[str, float]:
     return wanted
 
 
-def _reason(error: OSError) -> str:
-    hint = _HINTS.get(error.errno or 0)
+def _reason(error: OSError, address: Address) -> str:
+    hints = _UNIX_HINTS if address.is_unix else _HINTS
+    hint = hints.get(error.errno or 0)
     return f"{error.strerror} ({error_name(error)})" + (f": {hint}" if hint else "")

@@ -140,7 +140,7 @@ def _report(ended: Ended, entry: Entry, log: Log) -> None:
 def _part(streams: tuple[Stream, ...], end: End) -> None:
     """Close with FIN where both sides had finished, or nothing was on its way when patience ran out; else with RST."""
     try:
-        complete = end is End.CLOSED or (end in _SILENCE and not any(stream.unsent() for stream in streams))
+        complete = end is End.CLOSED or (end in _SILENCE and not any(stream.undelivered() for stream in streams))
     except OSError:  # it is gone already
         complete = False
     for stream in streams:

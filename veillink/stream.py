@@ -161,6 +161,10 @@ class Stream:
         answer = fcntl.ioctl(self._fd, termios.TIOCOUTQ, b"\0\0\0\0")
         return int.from_bytes(answer, sys.byteorder)
 
+    def undelivered(self) -> int:
+        """Return how many bytes a reset would take from the peer: on a UNIX socket none, its own queue has them."""
+        return 0 if self._socket.family == socket.AF_UNIX else self.unsent()
+
     def keep_alive(self, seconds: float) -> None:
         """Find out when the peer has vanished; see ``set_keepalive``."""
         with contextlib.suppress(OSError):  # it is gone already, which the next read tells
