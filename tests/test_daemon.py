@@ -12,7 +12,7 @@ import pytest
 from gevent import socket
 
 from veillink import daemon, log
-from veillink.daemon import Settings, read_rules
+from veillink.daemon import RulesFile, Settings, read_rules
 from veillink.model import Address, RuleOptions
 from veillink.rules import MAX_FILE, Problem
 
@@ -350,3 +350,73 @@ def test_a_file_that_everybody_may_change_is_warned_of(
     daemon._warn_about_file(str(tmp_path / "missing"), journal.log)
     daemon._warn_about_file("/dev/null", journal.log)
     assert len(journal.finish()) == warned
+
+
+# --- when the file is read -------------------------------------------------------------------------------------------
+
+WRITE, ASK, LOOK = "write", "ask", "look"
+
+
+@pytest.mark.parametrize(
+    ("watch", "steps", "read_at"),
+    [
+        (True, [], []),
+        (True, [(1.0, WRITE)], [1.5]),
+        (False, [(1.0, WRITE)], []),
+        (True, [(1.0, WRITE), (1.4, WRITE), (1.8, WRITE)], [2.3]),
+        (True, [(1.0, ASK)], [1.1]),
+        (False, [(1.0, ASK)], [1.1]),
+        (True, [(1.0, WRITE), (1.0, ASK)], [1.1]),
+        (True, [(1.0, WRITE), (1.0, ASK), (2.0, ASK)], [1.1, 2.1]),
+        (True, [(1.0, ASK), (1.05, WRITE), (1.14, WRITE)], [1.24]),
+        (False, [(1 + n * 0.05, ASK) for n in range(40)], [2.0, 3.05]),
+        (True, [(1.0, WRITE), (1.5, WRITE)], [2.0]),
+        (True, [(1.0, WRITE), (1.6, WRITE)], [1.5, 2.1]),
+    ],
+)
+def test_the_file_is_read_once_it_stands_still(
+    watch: bool, steps: list[tuple[float, str]], read_at: list[float], tmp_path: Path
+) -> None:
+    path = tmp_path / "rules.csv"
+    path.write_text("")
+    file = RulesFile(str(path), watch=watch)
+    due = []
+    for tick in range(400):
+        now = tick / 100
+        for at, step in steps:
+            if round(at * 100) == tick:
+                if step == WRITE:
+                    path.write_text(path.read_text() + "x")
+                else:
+                    file.ask(now)
+        if file.due(now):
+            due.append(now)
+    assert due == pytest.approx(read_at, abs=0.011)
+
+
+def test_how_often_it_is_looked_at_follows_from_what_is_awaited(tmp_path: Path) -> None:
+    assert RulesFile(str(tmp_path), watch=False).next_look is None
+    file = RulesFile(str(tmp_path), watch=True)
+    assert file.next_look == 0.125
+    file.ask(0)
+    assert file.next_look == 0.025
+    assert file.due(1)
+    assert file.next_look == 0.125
+
+
+def test_another_file_at_its_path_is_a_change(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).write_text("same")
+        os.utime(tmp_path / name, (1, 1))
+    path = tmp_path / "rules.csv"
+    path.symlink_to("one")
+    file = RulesFile(str(path), watch=True)
+    assert not file.due(10)
+    path.unlink()
+    path.symlink_to("two")
+    assert not file.due(20)
+    assert file.due(20.5)
+    path.unlink()
+    assert not file.due(30)
+    assert file.due(30.5)
+    assert not file.due(40)

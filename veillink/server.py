@@ -211,7 +211,7 @@ class Server:
         for key, running in before.items():
             if self._running.get(key) is not running:
                 running.stop_probes()
-        self._set_limits()
+        self._set_limit()
         self._report_down()
         self._retrier = gevent.spawn(self._retry) if self.down else None
         return changes
@@ -261,10 +261,12 @@ class Server:
             pool, self._names, self._descriptors.beside, partial(self._turned, rule), partial(self._lost, rule)
         )
         service = Service(rule, route, self.ledger, self._patience, self._pipes, self._log)
+        gate = last.gate if last else Gate(self.gate)
+        gate.limit = rule.options.max_connections or math.inf
         probes = (
             Probes(route, rule.options, self._probing, random.random) if rule.options.health is Health.TCP else None
         )
-        return _Running(service, last.gate if last else Gate(self.gate), probes)
+        return _Running(service, gate, probes)
 
     def _turned(self, rule: Rule, member: Member, reason: str) -> None:
         """Tell that a target went out or came back."""
@@ -293,13 +295,12 @@ class Server:
             if opened % _OPENED_AT_A_TIME == 0:
                 gevent.sleep(0)
 
-    def _set_limits(self) -> None:
-        for running in self._running.values():
-            running.gate.limit = running.service.rule.options.max_connections or math.inf
-            running.gate.wake()
+    def _set_limit(self) -> None:
         room = self._descriptors.connections(len(self._wanted))
         self.gate.limit = max(0, min(room, self._max_connections or room))
         self.gate.wake()
+        for running in self._running.values():
+            running.gate.wake()
 
     def _report_down(self) -> None:
         lines = {rule: rule.line for rule in self.rules.rules}  # a rule that stayed the same may have moved
