@@ -82,6 +82,7 @@ class Admin:
     """
 
     def __init__(self, address: Address, name: str, token: str, most: int, sources: Sources, log: Log) -> None:
+        self._log = log
         self._name = name
         self._token = token.encode()
         self._check_host = not address.is_unix
@@ -108,7 +109,11 @@ class Admin:
         return _Answer([f"{obstacle or 'ready'}\n".encode()], status=status)
 
     def _answer(self, environ: _Environ, start_response: _Start) -> Iterable[bytes]:
-        answer = self._page(environ)
+        try:
+            answer = self._page(environ)
+        except Exception:
+            self._log.error("unforeseen error", traceback=traceback.format_exc())
+            answer = _refusal(HTTPStatus.INTERNAL_SERVER_ERROR)
         headers = [("Content-Type", answer.content_type), *answer.headers, *_HEADERS]
         start_response(f"{answer.status.value} {answer.status.phrase}", headers)
         return [] if environ["REQUEST_METHOD"] == "HEAD" else answer.body
