@@ -12,9 +12,10 @@ import pytest
 from gevent import socket
 
 from veillink import daemon, log
-from veillink.daemon import RulesFile, Settings, read_rules
+from veillink.daemon import Settings
 from veillink.model import Address, RuleOptions
 from veillink.rules import MAX_FILE, Problem
+from veillink.rules_file import RulesFile, anybody_may_write, read_regular, read_rules
 
 from .sockets import Journal, Sockets, address_of, eventually, open_files
 from .system.harness import HOST, free_port, read_exactly, read_to_eof
@@ -61,7 +62,7 @@ def test_a_file_that_is_too_large_is_not_read_whole(tmp_path: Path) -> None:
     path = tmp_path / "rules.csv"
     with path.open("wb") as file:
         file.truncate(1 << 40)
-    assert len(daemon.read_regular(str(path), MAX_FILE + 1)) == MAX_FILE + 1
+    assert len(read_regular(str(path), MAX_FILE + 1)) == MAX_FILE + 1
     _, (problem,) = read_rules(str(path), DEFAULT)
     assert "larger than 16 MiB" in problem.message
 
@@ -340,16 +341,13 @@ def test_a_start_is_announced(live: Live, port: int, backend: socket.socket, jou
 
 
 @pytest.mark.parametrize(("mode", "warned"), [(0o644, False), (0o666, True), (0o664, False)])
-def test_a_file_that_everybody_may_change_is_warned_of(
-    mode: int, warned: bool, tmp_path: Path, journal: Journal
-) -> None:
+def test_a_file_that_everybody_may_change_is_found(mode: int, warned: bool, tmp_path: Path) -> None:
     path = tmp_path / "rules.csv"
     path.touch()
     path.chmod(mode)
-    daemon._warn_about_file(str(path), journal.log)
-    daemon._warn_about_file(str(tmp_path / "missing"), journal.log)
-    daemon._warn_about_file("/dev/null", journal.log)
-    assert len(journal.finish()) == warned
+    assert anybody_may_write(str(path)) is warned
+    assert not anybody_may_write(str(tmp_path / "missing"))
+    assert not anybody_may_write("/dev/null")
 
 
 # --- when the file is read -------------------------------------------------------------------------------------------

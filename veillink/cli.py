@@ -16,9 +16,10 @@ import configargparse
 
 from . import __version__
 from .cells import OPTIONS, number, parse_duration, parse_window, printable
-from .daemon import Settings, Window, read_regular, read_rules, run
+from .daemon import Settings, Window, run
 from .log import LEVELS, Log
 from .model import Address, Rule, RuleOptions, Target
+from .rules_file import read_regular, read_rules
 
 _LARGEST_SETTINGS: Final = 1 << 20
 

@@ -125,6 +125,17 @@ def _listen(address: Address, keepalive: float, *, dual: bool) -> socket.socket:
     return sock
 
 
+def take_over(sock: socket.socket, keepalive: float) -> socket.socket:
+    """Return a copy of a listening socket that the service manager keeps open, with our options set."""
+    copy = sock.dup()
+    copy.setblocking(False)
+    if copy.family != socket.AF_UNIX:
+        for option in _OPTIONS:
+            copy.setsockopt(*option)
+        set_keepalive(copy, keepalive)
+    return copy
+
+
 class UnixListener(socket.socket):
     """Listens on a UNIX socket and owns its file: nobody else's is ever removed."""
 

@@ -7,7 +7,8 @@ import errno
 import math
 import random
 import select
-from collections.abc import Iterator
+import socket
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -21,9 +22,9 @@ from . import tasks
 from .ledger import Ledger
 from .limits import Descriptors, Gate
 from .log import Log
-from .model import Address, End, Ended, Health, OnDown, Rule, RuleSet
+from .model import Address, End, Ended, Health, OnDown, Rule, RuleOptions, RuleSet
 from .names import Names
-from .net import BACKLOG, UnixListener, adopt, error_name, listen, readable, set_keepalive
+from .net import BACKLOG, UnixListener, adopt, error_name, listen, readable, set_keepalive, take_over
 from .pipes import Pipes
 from .pool import Member, Pool
 from .relay import Patience
@@ -46,6 +47,7 @@ _HINTS: Final = {
 }
 
 
+_NONE: Final[Mapping[Address, socket.socket]] = {}
 _UNIX_HINTS: Final = {
     errno.EADDRINUSE: "another program listens there",
     errno.EACCES: "VeilLink may not write to that folder",
@@ -71,16 +73,13 @@ class Listener(StreamServer):
     """Accepts on one address, and leads to the entrance that it holds at the moment.
 
     Args:
+        sock: listens there.
         address: where it listens.
         entrance: where to.
         cut: is set when those who come are to be sent away.
-
-    Raises:
-        OSError: the address cannot be had.
     """
 
-    def __init__(self, address: Address, entrance: Entrance, cut: Event) -> None:
-        sock: Any = listen(address, entrance.service.rule.options)
+    def __init__(self, sock: Any, address: Address, entrance: Entrance, cut: Event) -> None:
         super().__init__(sock)
         self.listens_on = address
         self.entrance = entrance
@@ -157,9 +156,17 @@ class Server:
         source: the name of the rules' file, for the log.
         descriptors: what the process may have.
         max_connections: the most connections at a time; 0 for as many as the descriptors allow.
+        inherited: listening sockets that are there already.
     """
 
-    def __init__(self, log: Log, source: str, descriptors: Descriptors, max_connections: int) -> None:
+    def __init__(
+        self,
+        log: Log,
+        source: str,
+        descriptors: Descriptors,
+        max_connections: int,
+        inherited: Mapping[Address, socket.socket] = _NONE,
+    ) -> None:
         self.gate = Gate()
         self.ledger = Ledger()
         self.listeners: dict[Address, Listener] = {}
@@ -169,6 +176,7 @@ class Server:
         self._source = source
         self._descriptors = descriptors
         self._max_connections = max_connections
+        self._inherited = inherited
         self._names = Names(log, descriptors.lookups)
         self._patience = Patience()
         self._pipes = Pipes(descriptors.pipes)
@@ -284,16 +292,21 @@ class Server:
 
     def _open_missing(self) -> None:
         for opened, address in enumerate(self._wanted.keys() - self.listeners.keys(), 1):
+            entrance = self._wanted[address]
             try:
-                listener = Listener(address, self._wanted[address], self._cut)
+                sock = self._listen(address, entrance.service.rule.options)
             except OSError as error:
                 self.down.setdefault(address, _reason(error, address))
             else:
-                listener.start()
-                self.listeners[address] = listener
+                self.listeners[address] = Listener(sock, address, entrance, self._cut)
+                self.listeners[address].start()
                 self.down.pop(address, None)
             if opened % _OPENED_AT_A_TIME == 0:
                 gevent.sleep(0)
+
+    def _listen(self, address: Address, options: RuleOptions) -> socket.socket:
+        given = self._inherited.get(address)
+        return listen(address, options) if given is None else take_over(given, options.keepalive)
 
     def _set_limit(self) -> None:
         room = self._descriptors.connections(len(self._wanted))
@@ -354,7 +367,7 @@ def _hand_over(listener: Listener, entrance: Entrance) -> None:
         options = entrance.service.rule.options
         if isinstance(sock, UnixListener):
             sock.set_mode(options.socket_mode)
-        else:
+        elif not listener.listens_on.is_unix:
             set_keepalive(sock, options.keepalive)
         listener.entrance = entrance
         listener.start_accepting()  # it may wait at the gate that it had before

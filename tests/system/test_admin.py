@@ -4,6 +4,8 @@ import base64
 import contextlib
 import http.client
 import json
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from .conftest import Forward, Serve, Start
 from .harness import HOST, VEILLINK, echo, eventually, free_port, read_exactly, read_to_eof
 
+DEPLOY = Path(__file__).parents[2] / "deploy"
 TOKEN = "s3cret with blanks and ünicode"
 
 
@@ -161,6 +164,33 @@ def test_nothing_from_outside_becomes_a_label(forward: Forward, window: Window) 
         sock.sendall(b"x")
         read_exactly(sock, 1)
         assert str(sock.getsockname()[1]) not in window.get("/metrics")[2].decode()
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool (Debian: prometheus)")
+def test_prometheus_finds_nothing_wrong(forward: Forward, window: Window) -> None:
+    veillink = forward(echo, "name=web", window.option)
+    with veillink.connect() as sock:
+        sock.sendall(b"x")
+        read_exactly(sock, 1)
+    eventually(lambda: window.rule("web")["ends"], what="the end of the connection")
+    metrics = window.get("/metrics")[2]
+    done = subprocess.run(["promtool", "check", "metrics"], input=metrics, capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    done = subprocess.run(["promtool", "check", "rules", DEPLOY / "alerts.yml"], capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_alerts_and_dashboard_ask_for_metrics_that_there_are(forward: Forward, window: Window) -> None:
+    veillink = forward(echo, "name=web", window.option)
+    with veillink.connect() as sock:
+        sock.sendall(b"x")
+        read_exactly(sock, 1)
+    eventually(lambda: window.rule("web")["ends"], what="the end of the connection")
+    there = {name for name, _ in window.metrics()}
+    for file in ("alerts.yml", "grafana.json"):
+        asked = set(re.findall(r"\b(?:veillink|process)_[a-z_]+\b", (DEPLOY / file).read_text()))
+        assert asked
+        assert asked <= there
 
 
 # --- whether it is ready ---------------------------------------------------------------------------------------------

@@ -1,0 +1,86 @@
+"""Speak with the service manager: what it is told, and the listening sockets that it hands over.
+
+Rule: without a manager nothing happens; a manager that does not listen is no error.
+"""
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Mapping
+from typing import Final
+
+from .model import Address
+from .net import readable
+
+_FIRST_FD: Final = 3
+
+
+class Manager:
+    """The service manager that started this process, if one did.
+
+    Args:
+        environ: of the process; ``NOTIFY_SOCKET`` is where it listens, ``WATCHDOG_USEC`` how long it waits for us.
+
+    Source: sd_notify(3), sd_watchdog_enabled(3).
+    """
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._path = environ.get("NOTIFY_SOCKET", "")
+        mine = environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+        microseconds = environ.get("WATCHDOG_USEC", "") if mine and self._path else ""
+        self.watchdog = int(microseconds) / 1e6 if microseconds.isascii() and microseconds.isdigit() else 0.0
+        """Seconds without a sign of life after which this process is ended; 0 is never."""
+
+    def ready(self, status: str) -> None:
+        """Say that everything asked for is done: the start, or a reload."""
+        self._tell("READY=1", f"STATUS={status}")
+
+    def reloading(self) -> None:
+        """Say that a reload begins. Without the time ``Type=notify-reload`` would not believe it."""
+        self._tell("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+
+    def stopping(self, status: str, seconds: float) -> None:
+        """Say that the process ends, and will need so many seconds more."""
+        self._tell("STOPPING=1", f"STATUS={status}", f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}")
+
+    def alive(self) -> None:
+        """Give the sign of life that its watchdog waits for."""
+        if self.watchdog:
+            self._tell("WATCHDOG=1")
+
+    def _tell(self, *lines: str) -> None:
+        if not self._path:
+            return
+        path = "\0" + self._path[1:] if self._path.startswith("@") else self._path
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.setblocking(False)
+            sock.sendto("\n".join(lines).encode(), path)
+
+
+def inherited(environ: Mapping[str, str]) -> dict[Address, socket.socket]:
+    """Return the listening sockets that were handed over, by the address that a rule would have for them.
+
+    Args:
+        environ: of the process, with ``LISTEN_PID`` and ``LISTEN_FDS`` (sd_listen_fds(3)).
+    """
+    count = environ.get("LISTEN_FDS", "")
+    if environ.get("LISTEN_PID") != str(os.getpid()) or not (count.isascii() and count.isdigit()):
+        return {}
+    found: dict[Address, socket.socket] = {}
+    for descriptor in range(_FIRST_FD, _FIRST_FD + int(count)):
+        os.set_inheritable(descriptor, False)
+        with contextlib.suppress(OSError):  # it is no socket
+            sock = socket.socket(fileno=descriptor)
+            if sock.type == socket.SOCK_STREAM and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                sock.setblocking(False)
+                found[_address(sock)] = sock
+            else:
+                sock.detach()
+    return found
+
+
+def _address(sock: socket.socket) -> Address:
+    address = readable(sock.getsockname())
+    both = sock.family == socket.AF_INET6 and not sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+    return Address("", address.port) if both and address.host == "::" else address
