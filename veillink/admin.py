@@ -5,6 +5,7 @@ Rule: whatever is asked, and however slowly, forwarding goes on; what needs a to
 
 import base64
 import binascii
+import hashlib
 import hmac
 import json
 import traceback
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any, Final
 
 import gevent
@@ -31,10 +33,10 @@ _AT_A_TIME: Final = 200
 _HEADERS: Final = (
     ("Cache-Control", "no-store"),
     ("Connection", "close"),
-    ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"),
     ("Referrer-Policy", "no-referrer"),
     ("X-Content-Type-Options", "nosniff"),
 )
+_POLICY: Final = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 _PLAIN: Final = "text/plain; charset=utf-8"
 _JSON: Final = "application/json"
 _PUBLIC: Final = ("/healthz", "/readyz")
@@ -63,6 +65,7 @@ class _Answer:
     body: Iterable[bytes]
     content_type: str = _PLAIN
     status: HTTPStatus = HTTPStatus.OK
+    policy: str = _POLICY
     headers: tuple[tuple[str, str], ...] = ()
 
 
@@ -88,7 +91,9 @@ class Admin:
         self._check_host = not address.is_unix
         self._sources = sources
         self._metrics = Metrics(sources.status)
+        page = _dashboard()
         self._pages: dict[str, Callable[[], _Answer]] = {
+            "/": lambda: page,
             "/healthz": lambda: _Answer([b"alive\n"]),
             "/readyz": self._ready,
             "/metrics": lambda: _Answer([self._metrics.text()], CONTENT_TYPE),
@@ -114,7 +119,8 @@ class Admin:
         except Exception:
             self._log.error("unforeseen error", traceback=traceback.format_exc())
             answer = _refusal(HTTPStatus.INTERNAL_SERVER_ERROR)
-        headers = [("Content-Type", answer.content_type), *answer.headers, *_HEADERS]
+        own = ("Content-Type", answer.content_type), ("Content-Security-Policy", answer.policy)
+        headers = [*own, *answer.headers, *_HEADERS]
         start_response(f"{answer.status.value} {answer.status.phrase}", headers)
         return [] if environ["REQUEST_METHOD"] == "HEAD" else answer.body
 
@@ -142,6 +148,19 @@ class Admin:
         elif scheme.lower() != "bearer":
             return False
         return hmac.compare_digest(shown, self._token)
+
+
+def _dashboard() -> _Answer:
+    """Return the page, with a policy that allows its own style and script, by their hashes, and nothing else."""
+    page = Path(__file__).with_name("dashboard.html").read_bytes()
+    style, script = (_hash(page, tag) for tag in (b"style", b"script"))
+    allowed = f"style-src '{style}'; script-src '{script}'; connect-src 'self'; img-src data:"
+    return _Answer([page], "text/html; charset=utf-8", policy=f"{_POLICY}; {allowed}")
+
+
+def _hash(page: bytes, tag: bytes) -> str:
+    inside = page.partition(b"<" + tag + b">")[2].partition(b"</" + tag + b">")[0]
+    return "sha256-" + base64.b64encode(hashlib.sha256(inside).digest()).decode()
 
 
 def is_known_host(header: str, name: str) -> bool:

@@ -127,7 +127,7 @@ class Option:
 
 
 OPTIONS = (
-    Option("name", _label, "rule", "", "label in logs and metrics; without it the listen cell"),
+    Option("name", _label, "rule", "", "label in logs, metrics and on the page; else the listen cell"),
     Option("weight", number(0, 1000), "target", "1", "the target's share of new connections, 0 to 1000; 0 takes none"),
     Option("backup", _yes_or_no, "target", "no", "yes or no: use the target only when no other can be"),
     Option("connect_timeout", parse_duration, "rule", "5s", "limit from accept to a connected target; 0 is off"),
