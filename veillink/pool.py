@@ -95,8 +95,9 @@ class Pool:
         self._random = random
         self._weights = [target.weight for target in rule.targets]
         self._credit = [0] * len(rule.targets)
-        lone = sum(weight > 0 for weight in self._weights) == 1
-        self._counts_failures = bool(rule.options.max_fails) and not lone
+        usable = sum(weight > 0 for weight in self._weights)
+        self._counts_failures = bool(rule.options.max_fails) and usable != 1
+        self._tries = min(usable, rule.options.retries + 1)
         self.members: dict[Address, Member] = {}
         self._at: list[list[Member]] = []
         for offset in range(rule.ports):
@@ -116,21 +117,23 @@ class Pool:
             now: monotonic seconds.
             tried: those that this connection has tried in vain.
         """
-        if len(tried) > self._rule.options.retries:
+        if len(tried) >= self._tries:
             return None
         members = self._at[offset]
-        best = self._best(members, now, tried)
-        if not best:
-            return None
-        chosen = members[best[0] if len(best) == 1 else self._pick(best, members, client)]
+        if len(members) == 1:
+            chosen = members[0]
+        else:
+            best = self._best(members, now, tried)
+            if not best:  # rows that differ in the range they map may lead to one address
+                return None
+            chosen = members[best[0] if len(best) == 1 else self._pick(best, members, client)]
         chosen.try_again(now)
         chosen.active += 1
         return chosen
 
     def untried(self, tried: Collection[Member]) -> int:
         """Return how many targets a connection that has tried these can still try."""
-        usable = sum(weight > 0 for weight in self._weights) - len(tried)
-        return min(usable, self._rule.options.retries + 1 - len(tried))
+        return self._tries - len(tried)
 
     def failed(self, member: Member, now: float) -> None:
         """Heed a failed connect. A lone target is never taken out."""
