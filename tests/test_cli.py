@@ -60,6 +60,7 @@ OPTIONS: list[tuple[str, str, str, Any]] = [
     ("--log-format=json", "VEILLINK_LOG_FORMAT=json", "log-format = json", "json"),
     ("--log-level=debug", "VEILLINK_LOG_LEVEL=debug", "log-level = debug", "debug"),
     ("--no-access-log", "VEILLINK_ACCESS_LOG=false", "access-log = false", False),
+    ("--pidfile=p", "VEILLINK_PIDFILE=p", "pidfile = p", "p"),
     ("--admin=127.0.0.1:9", "VEILLINK_ADMIN=127.0.0.1:9", "admin = 127.0.0.1:9", (Address("127.0.0.1", 9), "")),
     ("--admin-token=x", "VEILLINK_ADMIN_TOKEN=x", "admin-token = x", "x"),
     ("--status", "VEILLINK_STATUS=true", "status = true", True),
@@ -262,7 +263,7 @@ def test_the_options_reach_the_daemon(rules_file: Path, given: list[tuple[Settin
     arguments = "--strict --no-watch --drain-timeout=1s --max-connections=9 --relay=copy --keepalive=3s"
     assert main([f"--config={rules_file}", *arguments.split()]) == 7
     assert [settings for settings, _ in given] == [
-        Settings(str(rules_file), True, False, 1.0, 9, "copy", None, RuleOptions(keepalive=3))
+        Settings(str(rules_file), True, False, 1.0, 9, "copy", "", None, RuleOptions(keepalive=3))
     ]
 
 

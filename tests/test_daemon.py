@@ -120,7 +120,7 @@ class Life:
         self.path = path
         self.journal = journal
         whole: dict[str, Any] = {"strict": False, "watch": False, "drain_timeout": 5.0, "max_connections": 0}
-        whole |= {"relay": "auto", "admin": None, "defaults": DEFAULT}
+        whole |= {"relay": "auto", "pidfile": "", "admin": None, "defaults": DEFAULT}
         self._settings = Settings(config=str(path), **whole | settings)
         self._greenlet = gevent.spawn(daemon.run, self._settings, journal.log)
 
@@ -348,6 +348,29 @@ def test_a_file_that_everybody_may_change_is_found(mode: int, warned: bool, tmp_
     assert anybody_may_write(str(path)) is warned
     assert not anybody_may_write(str(tmp_path / "missing"))
     assert not anybody_may_write("/dev/null")
+
+
+def test_the_pid_is_in_its_file_as_long_as_it_runs(
+    live: Live, port: int, backend: socket.socket, tmp_path: Path
+) -> None:
+    path = tmp_path / "pid"
+    with live(row(port, backend), pidfile=str(path)).ready():
+        assert path.read_text() == f"{os.getpid()}\n"
+    assert not path.exists()
+
+
+def test_a_pid_of_somebody_else_is_left_alone(live: Live, port: int, backend: socket.socket, tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    with live(row(port, backend), pidfile=str(path)).ready():
+        path.write_text("1\n")
+    assert path.read_text() == "1\n"
+
+
+def test_a_pid_that_cannot_be_written_is_told(
+    live: Live, port: int, backend: socket.socket, journal: Journal, tmp_path: Path
+) -> None:
+    assert live(row(port, backend), pidfile=str(tmp_path / "none" / "pid")).code() == 1
+    assert "No such file" in journal.finish()[-1]["message"]
 
 
 # --- when the file is read -------------------------------------------------------------------------------------------

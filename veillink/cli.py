@@ -88,6 +88,7 @@ def parser() -> _Parser:
         default="auto",
         help="auto: bulk streams are spliced, past Python, where the system can; copy: never (default: %(default)s)",
     )
+    add("--pidfile", default="", metavar="PATH", help="write the process's number there; removed at exit")
     add("--log-format", choices=("text", "json"), default="text", help="of every line (default: %(default)s)")
     add("--log-level", choices=LEVELS, default="info", help="least level that is written (default: %(default)s)")
     add("--access-log", action=BooleanOptionalAction, default=True, help="a line for each connection when it ends")
@@ -196,6 +197,7 @@ def _run(options: Namespace, window: Window | None, defaults: RuleOptions) -> in
         drain_timeout=options.drain_timeout,
         max_connections=options.max_connections,
         relay=options.relay,
+        pidfile=options.pidfile,
         admin=window,
         defaults=defaults,
     )

@@ -3,6 +3,7 @@
 Rule: signal handlers only leave a note; the main greenlet reads the notes and acts, one at a time.
 """
 
+import contextlib
 import gc
 import os
 import signal
@@ -10,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
 import gevent
@@ -73,6 +75,7 @@ class Settings:
     drain_timeout: float
     max_connections: int
     relay: str
+    pidfile: str
     admin: Window | None
     defaults: RuleOptions
 
@@ -159,6 +162,8 @@ class _Process:
         obstacle = self._obstacle(rules)
         if obstacle:
             return self._give_up(obstacle)
+        if settings.pidfile and not self._write_pid(settings.pidfile):
+            return False
         if settings.admin is not None and not self._open_admin(settings.admin):
             return False
         server.apply(rules)
@@ -210,9 +215,21 @@ class _Process:
         return 1 if left else 0
 
     def close(self) -> None:
-        """Close the window, which has been open to the end."""
+        """Close the window, which has been open to the end, and take our number away."""
         if self._admin is not None:
             self._admin.close()
+        if self._settings.pidfile:
+            with contextlib.suppress(OSError, ValueError):
+                file = Path(self._settings.pidfile)
+                if file.read_text() == f"{os.getpid()}\n":  # else it is somebody else's by now
+                    file.unlink()
+
+    def _write_pid(self, path: str) -> bool:
+        try:
+            Path(path).write_text(f"{os.getpid()}\n")
+        except (OSError, ValueError) as error:
+            return self._give_up(f"cannot write {path}: {getattr(error, 'strerror', None) or error}")
+        return True
 
     def _give_up(self, why: str) -> bool:
         self._log.error(f"not started: {why}")

@@ -1,0 +1,219 @@
+"""VeilLink under the supervisors that people run: each starts it, brings it back, and lets it drain."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from .conftest import Serve
+from .harness import HOST, VEILLINK, echo, eventually, free_port, read_exactly
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+BIN = Path(VEILLINK).parent
+
+
+class Supervised:
+    """A supervisor with a VeilLink below it.
+
+    Args:
+        command: that starts it in the foreground.
+        folder: for its sockets and the rules.
+        target: port that is forwarded to.
+    """
+
+    def __init__(self, command: list[str], folder: Path, target: int) -> None:
+        self.port = free_port()
+        self.config = folder / "config.csv"
+        self.config.write_text(f"{HOST}:{self.port},{HOST},{target}\n")
+        env = {"PATH": f"{BIN}:{os.environ['PATH']}", "VEILLINK_CONFIG": str(self.config), "VEILLINK_RUN": str(folder)}
+        log = (folder / "log").open("wb")
+        self.child = subprocess.Popen(
+            command, env=os.environ | env, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+        )
+        log.close()
+        self.log = folder / "log"
+        self.wait_until_served()
+
+    def wait_until_served(self) -> None:
+        """Wait until a client is served."""
+        eventually(self._serves, 15, "a client that is served")
+
+    def _serves(self) -> bool:
+        assert self.child.poll() is None, self.log.read_text()
+        try:
+            with socket.create_connection((HOST, self.port), 1) as sock:
+                sock.sendall(b"x")
+                return sock.recv(1) == b"x"
+        except OSError:
+            return False
+
+    def veillink(self) -> int:
+        """Return the pid of its VeilLink."""
+        for entry in Path("/proc").iterdir():
+            try:
+                arguments = (entry / "cmdline").read_bytes().split(b"\0")
+            except (OSError, ValueError):
+                continue
+            if str(self.config).encode() in arguments and any(a.endswith(b"/veillink") for a in arguments):
+                return int(entry.name)
+        raise AssertionError(f"no VeilLink in {self.log.read_text()}")
+
+
+Supervise = Callable[..., Supervised]
+
+
+@pytest.fixture
+def supervise(backend: Serve) -> Iterator[Supervise]:
+    children: list[Supervised] = []
+    with tempfile.TemporaryDirectory(prefix="vl") as folder:  # short: there are UNIX sockets in it
+
+        def _supervise(*command: object) -> Supervised:
+            children.append(Supervised([str(part) for part in command], Path(folder), backend(echo).port))
+            return children[-1]
+
+        yield _supervise
+        for each in children:
+            if each.child.poll() is None:
+                each.child.terminate()
+            each.child.wait(20)
+
+
+COMMANDS: dict[str, list[str | Path]] = {
+    "supervisord": [BIN / "supervisord", "-c", DEPLOY / "supervisord.conf"],
+    "circus": [BIN / "circusd", DEPLOY / "circus.ini"],
+    "honcho": [BIN / "honcho", "-f", DEPLOY / "Procfile", "-d", ".", "start"],
+}
+supervisors = pytest.mark.parametrize("name", COMMANDS)
+
+
+@supervisors
+def test_when_the_supervisor_is_told_to_stop_connections_finish(name: str, supervise: Supervise) -> None:
+    supervised = supervise(*COMMANDS[name])
+    with socket.create_connection((HOST, supervised.port), 10) as sock:
+        sock.sendall(b"x")
+        assert read_exactly(sock, 1) == b"x"
+        supervised.child.terminate()
+        eventually(lambda: "stopping" in supervised.log.read_text(), 10, "the drain")
+        sock.sendall(b"y")
+        assert read_exactly(sock, 1) == b"y"
+    supervised.child.wait(15)
+    assert "stopped" in supervised.log.read_text()
+    assert "Traceback" not in supervised.log.read_text()
+
+
+@pytest.mark.parametrize("name", ["supervisord", "circus"])
+def test_a_killed_veillink_comes_back(name: str, supervise: Supervise) -> None:
+    supervised = supervise(*COMMANDS[name])
+    first = supervised.veillink()
+    os.kill(first, signal.SIGKILL)
+    supervised.wait_until_served()
+    assert supervised.veillink() != first
+
+
+def test_supervisorctl_makes_it_read_the_rules(supervise: Supervise, backend: Serve) -> None:
+    supervised = supervise(*COMMANDS["supervisord"])
+    other = free_port()
+    with supervised.config.open("a") as file:
+        file.write(f"{HOST}:{other},{HOST},{backend(echo).port}\n")
+    env = os.environ | {"VEILLINK_RUN": str(supervised.config.parent), "VEILLINK_CONFIG": str(supervised.config)}
+    control: list[str | Path] = [BIN / "supervisorctl", "-c", DEPLOY / "supervisord.conf", "signal", "HUP", "veillink"]
+    began = time.monotonic()
+    subprocess.run(control, env=env, check=True, capture_output=True)
+    eventually(lambda: "reloaded" in supervised.log.read_text(), 5, "the reload")
+    assert time.monotonic() - began < 5
+    socket.create_connection((HOST, other), 5).close()
+
+
+# --- images and manifests --------------------------------------------------------------------------------------------
+
+
+def test_the_manifests_are_what_kubernetes_takes() -> None:
+    done = subprocess.run(
+        [BIN / "kubernetes-validate", "--strict", DEPLOY / "kubernetes.yaml"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr.count("passed") + done.stdout.count("passed") == 4
+
+
+def has_engine() -> bool:
+    if shutil.which("docker") is None:
+        return False
+    return subprocess.run(["docker", "info"], capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.skipif(
+    not has_engine(), reason="needs a running Docker engine; what can be seen without one is tested below"
+)
+def test_the_image_runs() -> None:
+    subprocess.run(["docker", "build", "-q", "-f", DEPLOY / "Dockerfile", ROOT], check=True)
+
+
+def test_what_the_image_copies_is_there_and_it_does_not_run_as_root() -> None:
+    lines = (DEPLOY / "Dockerfile").read_text().splitlines()
+    for line in lines:
+        if line.startswith("COPY") and "--from" not in line:
+            assert all((ROOT / source).exists() for source in line.split()[1:-1]), line
+    assert any(re.fullmatch(r"USER [1-9]\d*", line) for line in lines)
+    (check,) = [line for line in lines if line.strip().startswith("CMD")]
+    assert "/healthz" in check
+
+
+# --- the package -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the wheel and the source archive."""
+    folder = tmp_path_factory.mktemp("dist")
+    source = folder / "source"
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "*.egg-info", "build", "dist"))
+    command: list[str | Path] = [sys.executable, "-m", "build", "--outdir", folder, source]
+    subprocess.run(command, check=True, capture_output=True, timeout=240)
+    return folder
+
+
+def test_wheel_and_source_have_what_is_needed_and_nothing_else(built: Path) -> None:
+    (wheel,) = built.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    modules = {f"veillink/{path.name}" for path in (ROOT / "veillink").iterdir() if path.suffix in (".py", ".html")}
+    assert {name for name in names if ".dist-info/" not in name} == modules
+    (source,) = built.glob("*.tar.gz")
+    listing = subprocess.run(["tar", "-tzf", source], capture_output=True, text=True, check=True).stdout
+    assert "/veillink/dashboard.html" in listing
+    assert "/README.md" in listing
+
+
+def test_what_pip_installs_runs(built: Path, tmp_path: Path) -> None:
+    (wheel,) = built.glob("*.whl")
+    venv.create(tmp_path / "venv", with_pip=True)
+    install: list[str | Path] = [
+        tmp_path / "venv/bin/pip",
+        "install",
+        "-q",
+        "--constraint",
+        ROOT / "requirements.txt",
+        wheel,
+    ]
+    subprocess.run(install, check=True, capture_output=True, timeout=240)
+    veillink = tmp_path / "venv/bin/veillink"
+    assert subprocess.run([veillink, "--version"], capture_output=True, text=True, check=True).stdout.startswith(
+        "veillink "
+    )
+    (tmp_path / "config.csv").write_text("8080,127.0.0.1,8000\n")
+    done = subprocess.run([veillink, "--check"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "1 rules, 0 problems" in done.stdout
