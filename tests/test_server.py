@@ -409,9 +409,10 @@ def test_whatever_is_in_use_at_a_time_fits_into_the_descriptors(limit: int, list
 
 @given(st.integers(0, 1000))
 def test_what_is_needed_is_the_least_with_which_one_connection_fits(listeners: int) -> None:
-    needed = Descriptors.needed(listeners)
-    assert Descriptors(needed).connections(listeners) > 0
-    assert Descriptors(needed - 1).connections(listeners) <= 0
+    for splice, watched in ((True, True), (False, False)):
+        needed = Descriptors(0, splice, watched).needed(listeners)
+        assert Descriptors(needed, splice, watched).connections(listeners) > 0
+        assert Descriptors(needed - 1, splice, watched).connections(listeners) <= 0
 
 
 @pytest.mark.parametrize(
@@ -545,6 +546,24 @@ def test_a_cut_ends_those_too_who_were_accepted_a_moment_ago(
         eventually(lambda: running.gate.taken == 0, 1)
         with pytest.raises(ConnectionResetError):
             early.recv(1)
+
+
+def test_what_cannot_be_changed_is_told_and_ends_nothing(
+    start: Start, port: int, backend: socket.socket, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = start(row(port, backend))
+
+    def fails(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(server, "set_keepalive", fails)
+    running.apply(rules(row(port, backend, "keepalive=7s")))
+    assert "cannot change" in journal.wait_for("cannot change")["message"]
+    assert running.rules.rules[0].options.keepalive == 7
+
+
+def test_the_limit_is_a_number_from_the_first(start: Start) -> None:
+    assert start().gate.limit < float("inf")
 
 
 # --- any change ------------------------------------------------------------------------------------------------------

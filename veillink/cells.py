@@ -95,6 +95,17 @@ def _mode(text: str) -> int:
     return int(text, 8)
 
 
+def parse_token(text: str) -> str:
+    """Return a token, or nothing.
+
+    Raises:
+        ValueError: it could not be sent in a header as it is (RFC 9110 section 5.5).
+    """
+    if not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError("a token is printable ASCII without blanks")
+    return text
+
+
 def _yes_or_no(text: str) -> bool:
     if text not in ("yes", "no"):
         raise ValueError(f"{shown(text)} is not yes or no")

@@ -15,7 +15,7 @@ from typing import Any, Final, NoReturn, TextIO
 import configargparse
 
 from . import __version__
-from .cells import OPTIONS, number, parse_duration, parse_window, printable
+from .cells import OPTIONS, number, parse_duration, parse_token, parse_window, printable
 from .daemon import Settings, Window, run
 from .log import LEVELS, Log
 from .model import Address, Rule, RuleOptions, Target
@@ -114,7 +114,11 @@ def _add_window(parser: configargparse.ArgumentParser) -> None:
         help="show health, metrics and state over HTTP here, or at unix:/PATH; beyond loopback only with a token",
     )
     window(
-        "--admin-token", default="", metavar="TOKEN", help="what has to be shown there (Bearer, or Basic's password)"
+        "--admin-token",
+        type=_as_argument(parse_token),
+        default="",
+        metavar="TOKEN",
+        help="what has to be shown there (Bearer, or Basic's password)",
     )
     window("--status", action="store_true", help="ask the VeilLink that --admin names what it does, and exit")
     window("--json", action="store_true", help="with --status: everything, as JSON")

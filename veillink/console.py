@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from .cells import printable
 from .model import Address
 
 _PATIENCE: Final = 10.0  # seconds for an answer
@@ -68,7 +69,7 @@ def show(status: dict[str, Any], connections: list[dict[str, Any]]) -> None:
     console.print(f"VeilLink {status['version']} · {status['phase']} · up {_ago(status['uptime'])} · {counts}")
     console.print(_rules(status["rules"]))
     for problem in status["last_reload"]["problems"]:
-        console.print(Text(problem, style="yellow"))
+        console.print(Text(printable(problem), style="yellow"))
     if connections:
         console.print(_connections(connections[:_LONGEST_LIST]))
     if len(connections) > _LONGEST_LIST:
@@ -83,9 +84,9 @@ def _rules(rules: list[dict[str, Any]]) -> Table:
         listener = _state(rule["listener_up"])
         own = (str(rule["total"]), size(rule["bytes_in"]), size(rule["bytes_out"]))
         for number, target in enumerate(rule["targets"]):
-            place = (Text(target["target"]), _state(target["up"]), str(target["active"]))
+            place = (Text(printable(target["target"])), _state(target["up"]), str(target["active"]))
             if number == 0:
-                table.add_row(Text(rule["name"]), Text(rule["listen"]), listener, *place, *own)
+                table.add_row(Text(printable(rule["name"])), Text(printable(rule["listen"])), listener, *place, *own)
             else:
                 table.add_row("", "", "", *place)
     return table
@@ -96,7 +97,7 @@ def _connections(connections: list[dict[str, Any]]) -> Table:
     for column in ("age", "in", "out"):
         table.add_column(column, justify="right")
     for each in connections:
-        place = (Text(each["rule"]), Text(each["client"]), Text(each["target"] or "-"))
+        place = tuple(Text(printable(each[key] or "-")) for key in ("rule", "client", "target"))
         moved = (size(each["bytes_in"]), size(each["bytes_out"]))
         table.add_row(str(each["id"]), *place, _ago(each["age"]), *moved)
     return table

@@ -8,6 +8,7 @@ import gc
 import os
 import signal
 import time
+import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
@@ -19,6 +20,7 @@ from gevent.event import Event
 from gevent.hub import get_hub
 
 from . import __version__
+from .cells import printable
 from .limits import Descriptors
 from .log import Log
 from .model import Address, RuleOptions, RuleSet
@@ -39,8 +41,9 @@ _SIGNALS: Final = {
     signal.SIGUSR1: _DUMP,
 }
 
-# How long cut connections get to close and write their access line, in seconds.
+# How long it may take until the next of the cut connections has closed, and what systemd is told for all; in seconds.
 _CUT_TIME: Final = 0.3
+_LONGEST_CUT: Final = 5.0
 # Python's 700 new objects look for rubbish every 20 connections, which leave none: 5 % of what each of them costs.
 _COLLECT_AFTER: Final = 20_000
 _DRAIN_LOOK: Final = 0.02
@@ -145,7 +148,7 @@ class _Process:
         )
         self._server = Server(log, settings.config, self._descriptors, settings.max_connections, inherited(os.environ))
         self._report = Report(
-            settings.config, self._server.status, self._server.ledger, self._server.gate, log, self._descriptors
+            settings.config, self._server, self._server.ledger, self._server.gate, log, self._descriptors
         )
         self._admin: Closable | None = None
 
@@ -187,7 +190,10 @@ class _Process:
             elif note == _DUMP:
                 self._dump()
             if self._file.due(time.monotonic()):
-                self._reload()
+                try:
+                    self._reload()
+                except Exception:  # whatever it was, what runs goes on
+                    self._log.error("unforeseen error", traceback=traceback.format_exc())
 
     def drain(self, inbox: "_Inbox") -> int:
         """Stop accepting, let connections finish, cut those that do not; a second stop cuts at once.
@@ -198,21 +204,28 @@ class _Process:
         log, gate, timeout = self._log, self._server.gate, self._settings.drain_timeout
         self._report.phase = "draining"
         self._server.stop_accepting()
-        self._manager.stopping(f"draining {gate.taken} connections", timeout + _CUT_TIME + 1)
+        self._manager.stopping(f"draining {gate.taken} connections", timeout + _LONGEST_CUT)
         log.info("stopping", connections=gate.taken, drain_timeout=timeout)
         until = time.monotonic() + timeout
         while gate.taken and time.monotonic() < until:
             if inbox.take(_DRAIN_LOOK) == _STOP:
                 break
-        left = gate.taken
-        if left:
-            log.warning("drain cut short", connections=left)
-            self._server.cut()
-            until = time.monotonic() + _CUT_TIME
-            while gate.taken and time.monotonic() < until:
-                inbox.take(_DRAIN_LOOK)
+        cut = gate.taken
+        if cut:
+            log.warning("drain cut short", connections=cut)
+            self._cut(inbox)
         log.info("stopped")
-        return 1 if left else 0
+        return 1 if cut else 0
+
+    def _cut(self, inbox: "_Inbox") -> None:
+        """End every connection. What the exit would close gets a FIN, and looks complete: so wait while they go."""
+        gate = self._server.gate
+        self._server.cut()
+        left, until = gate.taken, time.monotonic() + _CUT_TIME
+        while gate.taken and time.monotonic() < until:
+            inbox.take(_DRAIN_LOOK)
+            if gate.taken < left:
+                left, until = gate.taken, time.monotonic() + _CUT_TIME
 
     def close(self) -> None:
         """Close the window, which has been open to the end, and take our number away."""
@@ -272,7 +285,7 @@ class _Process:
         listeners = sum(rule.ports for rule in rules.rules)
         if self._descriptors.connections(listeners) > 0:
             return ""
-        limit, needed = self._descriptors.limit, Descriptors.needed(listeners)
+        limit, needed = self._descriptors.limit, self._descriptors.needed(listeners)
         return f"{needed} file descriptors are needed at least, not {limit}; raise the limit (ulimit -n)"
 
     def _reload(self) -> None:
@@ -284,7 +297,7 @@ class _Process:
         self._manager.reloading()
         rules, problems = get_hub().threadpool.apply(read_rules, (settings.config, settings.defaults))
         self._tell(problems)
-        obstacle = f"{settings.config} has problems" if problems else self._obstacle(rules)
+        obstacle = f"{printable(settings.config)} has problems" if problems else self._obstacle(rules)
         if obstacle:
             log.error(f"not reloaded, the rules stay as they were: {obstacle}")
             self._report.count_reload("refused", problems or (Problem(0, 0, obstacle),))

@@ -5,7 +5,7 @@ Rule: who finds a gate full waits in the kernel's queue; nobody is accepted and 
 
 import math
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Final, Protocol
 
@@ -70,10 +70,9 @@ class Descriptors:
             "connections": 2 * self.connections(listeners),
         }
 
-    @staticmethod
-    def needed(listeners: int) -> int:
-        """Return the least limit with which one connection fits."""
-        return next(limit for limit in count(listeners) if Descriptors(limit).connections(listeners) > 0)
+    def needed(self, listeners: int) -> int:
+        """Return the least limit with which one connection would fit."""
+        return next(limit for limit in count(listeners) if replace(self, limit=limit).connections(listeners) > 0)
 
 
 class Waiting(Protocol):

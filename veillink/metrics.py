@@ -3,7 +3,7 @@
 Rule: labels come from the rules' file alone; what clients send never becomes one. Series live as long as their rule.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
@@ -14,30 +14,30 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Metrics:
-    """Everything that is measured.
+    """Everything that is measured."""
 
-    Args:
-        status: returns the state, as ``/api/status`` shows it.
-    """
+    def __init__(self) -> None:
+        self._process = ProcessCollector(registry=None)
 
-    def __init__(self, status: Callable[[], dict[str, Any]]) -> None:
-        self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(_Collector(status))
-        ProcessCollector(registry=self._registry)
+    def text(self, status: dict[str, Any]) -> bytes:
+        """Return it as text.
 
-    def text(self) -> bytes:
-        """Return it as it is now."""
-        return generate_latest(self._registry)
+        Args:
+            status: the state, as ``/api/status`` shows it.
+        """
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(_Collector(status))
+        registry.register(self._process)
+        return generate_latest(registry)
 
 
 class _Collector(Collector):
-    def __init__(self, status: Callable[[], dict[str, Any]]) -> None:
+    def __init__(self, status: dict[str, Any]) -> None:
         self._status = status
 
     def collect(self) -> Iterator[Metric]:
-        status = self._status()
-        yield from _of_process(status)
-        yield from _of_rules(status["rules"])
+        yield from _of_process(self._status)
+        yield from _of_rules(self._status["rules"])
 
 
 def _of_process(status: dict[str, Any]) -> Iterator[Metric]:

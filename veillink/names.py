@@ -108,7 +108,10 @@ class Names:
         gevent.spawn(self._answer, host, name)
 
     def _answer(self, host: str, name: _Name) -> None:
-        found, failure = self._threads.apply(_getaddrinfo, (host,))
+        try:
+            found, failure = self._threads.apply(_getaddrinfo, (host,))
+        except RuntimeError as error:  # no thread to be had
+            found, failure = (), str(error)
         if failure and not name.failure:
             kept = "keeping the last good answer" if name.addresses else None
             self._log.warning("cannot resolve", host=host, reason=failure, kept=kept)

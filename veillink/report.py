@@ -5,9 +5,9 @@ Rule: showing changes nothing, and costs the loop no more than a pass over the l
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import gevent
 
@@ -21,12 +21,22 @@ _SAMPLE: Final = 0.5  # seconds from one look at the loop's lag and the counters
 _SAMPLES: Final = 20  # rates and lag are those of the last ten seconds
 
 
+class Shown(Protocol):
+    """A server, as far as it is shown."""
+
+    def rules_down(self) -> list[str]:
+        """Return the names of the rules that do not have all their ports."""
+
+    def status(self) -> list[dict[str, Any]]:
+        """Return the state of each rule."""
+
+
 class Report:
     """What runs, what it has done, and what became of the rules' file.
 
     Args:
         source: name of the rules' file.
-        rules: returns the state of each rule.
+        server: whose rules are shown.
         ledger: the account of its connections.
         gate: of the process.
         log: whose lost lines are counted.
@@ -36,7 +46,7 @@ class Report:
     def __init__(
         self,
         source: str,
-        rules: Callable[[], list[dict[str, Any]]],
+        server: Shown,
         ledger: Ledger,
         gate: Gate,
         log: Log,
@@ -45,7 +55,7 @@ class Report:
         self.phase = "starting"
         """``starting``, ``running`` or ``draining``."""
         self._source = source
-        self._rules = rules
+        self._server = server
         self._ledger = ledger
         self._gate = gate
         self._log = log
@@ -70,12 +80,12 @@ class Report:
         """Return why no more clients should be sent here, or nothing."""
         if self.phase != "running":
             return self.phase
-        down = [rule["name"] for rule in self._rules() if not rule["listener_up"]]
+        down = self._server.rules_down()
         return f"not listening: {', '.join(down)}" if down else ""
 
     def status(self) -> dict[str, Any]:
         """Return the state of the process and of every rule."""
-        rules = self._rules()
+        bytes_in, bytes_out = self._ledger.moved()
         return {
             "version": __version__,
             "phase": self.phase,
@@ -85,14 +95,14 @@ class Report:
             "totals": {
                 "active": self._gate.taken,
                 "connections": self._ledger.opened,
-                "bytes_in": sum(rule["bytes_in"] for rule in rules),
-                "bytes_out": sum(rule["bytes_out"] for rule in rules),
+                "bytes_in": bytes_in,
+                "bytes_out": bytes_out,
             },
             "last_reload": self._last_reload,
             "reloads": dict(self._reloads),
             "log_lines_dropped": self._log.dropped,
             "loop_lag_seconds": round(max(self._lags, default=0.0), 4),
-            "rules": rules,
+            "rules": self._server.status(),
         }
 
     def connections(self) -> Iterator[dict[str, Any]]:

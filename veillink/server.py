@@ -8,10 +8,10 @@ import math
 import random
 import select
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import gevent
 from gevent.event import Event
@@ -35,8 +35,8 @@ from .upstream import Probes, Route
 
 # How long accepting pauses after EMFILE and its like, in seconds: ten tries a second cost nothing.
 _ACCEPT_PAUSE: Final = 0.1
-# Opening thousands of listeners takes a while: others get their turn after so many.
-_OPENED_AT_A_TIME: Final = 100
+# Thousands of rules take a while to apply: others get their turn after so many.
+_AT_A_TIME: Final = 100
 _FIRST_RETRY: Final = 1.0
 _LAST_RETRY: Final = 10.0
 
@@ -46,6 +46,8 @@ _HINTS: Final = {
     errno.EADDRNOTAVAIL: "this host has no such address",
 }
 
+
+_T = TypeVar("_T")
 
 _NONE: Final[Mapping[Address, socket.socket]] = {}
 _UNIX_HINTS: Final = {
@@ -184,7 +186,9 @@ class Server:
         self._running: dict[_Key, _Running] = {}
         self._wanted: dict[Address, Entrance] = {}
         self._cut = Event()
+        self._retired: dict[_Key, _Running] = {}
         self._retrier: gevent.Greenlet[[], None] | None = None
+        self.gate.limit = 0
         watch_resets()
 
     def apply(self, rules: RuleSet) -> Diff:
@@ -196,36 +200,43 @@ class Server:
             self._retrier.kill()
         changes = diff(self.rules, rules)
         before, same = self._running, {_key(rule) for rule in changes.same}
-        self._running = {
-            _key(rule): before[_key(rule)] if _key(rule) in same else self._build(rule, before.get(_key(rule)))
-            for rule in rules.rules
-        }
+        running: dict[_Key, _Running] = {}
+        for rule in _unhurried(rules.rules):
+            last = before.get(_key(rule)) or self._retired.get(_key(rule))
+            running[_key(rule)] = last if last and _key(rule) in same else self._build(rule, last)
+        gone = {key: each for key, each in (self._retired | before).items() if key not in running}
+        self._retired = {key: each for key, each in gone.items() if each.gate.taken}
+        self._running = running
         self._wanted = {
-            address: Entrance(running.service, offset, running.gate)
-            for running in self._running.values()
-            for address, offset in running.service.rule.listens()
+            address: Entrance(each.service, offset, each.gate)
+            for each in running.values()
+            for address, offset in each.service.rule.listens()
         }
         self.rules = rules
         self._names.keep(_host_names(rules))
         self.down = {address: why for address, why in self.down.items() if address in self._wanted}
+        self._set_limit()
         self._open_missing()
-        gone = [address for address in self.listeners if address not in self._wanted]
-        for address in gone:
+        unwanted = [address for address in self.listeners if address not in self._wanted]
+        for address in _unhurried(unwanted):
             self.listeners.pop(address).retire()
-        if gone:  # an address may have been freed just now, like 127.0.0.1:80 for *:80
+        if unwanted:  # an address may have been freed just now, like 127.0.0.1:80 for *:80
             self._open_missing()
         for address, listener in self.listeners.items():
-            _hand_over(listener, self._wanted[address])
-        for key, running in before.items():
-            if self._running.get(key) is not running:
-                running.stop_probes()
-        self._set_limit()
+            self._hand_over(listener, self._wanted[address])
+        for key, each in before.items():
+            if running.get(key) is not each:
+                each.stop_probes()
+        for each in running.values():
+            each.gate.wake()
         self._report_down()
         self._retrier = gevent.spawn(self._retry) if self.down else None
         return changes
 
     def stop_accepting(self) -> None:
         """Close every listener and stop probing; connections go on."""
+        if self._retrier is not None:
+            self._retrier.kill()
         self._wanted = {}
         for running in self._running.values():
             running.stop_probes()
@@ -244,6 +255,10 @@ class Server:
         for running in self._running.values():
             for member in running.service.route.pool.members.values():
                 yield running.service.rule, member
+
+    def rules_down(self) -> list[str]:
+        """Return the names of the rules that do not have all their ports."""
+        return list(dict.fromkeys(self._wanted[address].service.rule.name for address in self.down))
 
     def status(self) -> list[dict[str, Any]]:
         """Return for each rule its name, listen cell, whether it listens, its account and its targets."""
@@ -291,7 +306,7 @@ class Server:
                     entry.interrupt(Ended(End.TARGET_RESET, "the target is down"))
 
     def _open_missing(self) -> None:
-        for opened, address in enumerate(self._wanted.keys() - self.listeners.keys(), 1):
+        for address in _unhurried(self._wanted.keys() - self.listeners.keys()):
             entrance = self._wanted[address]
             try:
                 sock = self._listen(address, entrance.service.rule.options)
@@ -301,19 +316,30 @@ class Server:
                 self.listeners[address] = Listener(sock, address, entrance, self._cut)
                 self.listeners[address].start()
                 self.down.pop(address, None)
-            if opened % _OPENED_AT_A_TIME == 0:
-                gevent.sleep(0)
 
     def _listen(self, address: Address, options: RuleOptions) -> socket.socket:
         given = self._inherited.get(address)
         return listen(address, options) if given is None else take_over(given, options.keepalive)
 
+    def _hand_over(self, listener: Listener, entrance: Entrance) -> None:
+        if listener.entrance == entrance:
+            return
+        sock: Any = listener.socket
+        options = entrance.service.rule.options
+        try:
+            if isinstance(sock, UnixListener):
+                sock.set_mode(options.socket_mode)
+            elif not listener.listens_on.is_unix:
+                set_keepalive(sock, options.keepalive)
+        except OSError as error:
+            self._log.error(f"cannot change {listener.listens_on}: {_reason(error, listener.listens_on)}")
+        listener.entrance = entrance
+        listener.start_accepting()  # it may wait at the gate that it had before
+
     def _set_limit(self) -> None:
         room = self._descriptors.connections(len(self._wanted))
         self.gate.limit = max(0, min(room, self._max_connections or room))
         self.gate.wake()
-        for running in self._running.values():
-            running.gate.wake()
 
     def _report_down(self) -> None:
         lines = {rule: rule.line for rule in self.rules.rules}  # a rule that stayed the same may have moved
@@ -334,6 +360,13 @@ class Server:
                     rule = self.listeners[address].entrance.service.rule
                     self._log.info("listening at last", rule=rule.name, listen=address)
         self._retrier = None
+
+
+def _unhurried(items: Iterable[_T]) -> Iterator[_T]:
+    for number, item in enumerate(items, 1):
+        yield item
+        if number % _AT_A_TIME == 0:
+            gevent.sleep(0)
 
 
 _Key = tuple[Address, int]  # two rules with the same listen addresses are forms of one
@@ -359,18 +392,6 @@ class _Running:
 def shown_range(rule: Rule) -> str:
     """Return where a rule listens, as ``*:8000-8010``."""
     return f"{rule.listen}" + (f"-{rule.listen.port + rule.ports - 1}" if rule.ports > 1 else "")
-
-
-def _hand_over(listener: Listener, entrance: Entrance) -> None:
-    if listener.entrance != entrance:
-        sock: Any = listener.socket
-        options = entrance.service.rule.options
-        if isinstance(sock, UnixListener):
-            sock.set_mode(options.socket_mode)
-        elif not listener.listens_on.is_unix:
-            set_keepalive(sock, options.keepalive)
-        listener.entrance = entrance
-        listener.start_accepting()  # it may wait at the gate that it had before
 
 
 def _host_names(rules: RuleSet) -> dict[str, float]:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from typing import Final
 
+from .cells import printable
 from .model import Address
 from .net import readable
 
@@ -55,7 +56,7 @@ class Manager:
         path = "\0" + self._path[1:] if self._path.startswith("@") else self._path
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
             sock.setblocking(False)
-            sock.sendto("\n".join(lines).encode(), path)
+            sock.sendto("\n".join(map(printable, lines)).encode(errors="backslashreplace"), path)
 
 
 def inherited(environ: Mapping[str, str]) -> dict[Address, socket.socket]:

@@ -4,6 +4,7 @@ import base64
 import contextlib
 import http.client
 import json
+import os
 import re
 import shutil
 import signal
@@ -23,7 +24,7 @@ from .conftest import Forward, Serve, Start
 from .harness import HOST, VEILLINK, echo, eventually, free_port, read_exactly, read_to_eof
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
-TOKEN = "s3cret with blanks and ünicode"
+TOKEN = "s3cret:with=odd/characters"
 
 
 class Window:
@@ -291,6 +292,8 @@ def test_a_browser_is_told_to_be_careful(forward: Forward, window: Window) -> No
         b"GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd",
         b"GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         b"GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * 200 + b"\r\n",
         b"GET\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200),
         b"GET /healthz HTTP/9.9\r\n\r\n",
@@ -300,11 +303,12 @@ def test_a_browser_is_told_to_be_careful(forward: Forward, window: Window) -> No
 def test_what_is_no_clear_request_is_refused_and_the_connection_closed(
     request_: bytes, forward: Forward, window: Window
 ) -> None:
-    forward(echo, "", window.option)
+    veillink = forward(echo, "", window.option)
     with contextlib.suppress(ConnectionResetError):
         assert window.raw(request_ + b"GET /healthz HTTP/1.1\r\n\r\n").startswith((b"HTTP/1.1 4", b""))
         assert b"alive" not in window.raw(request_ + b"GET /healthz HTTP/1.1\r\n\r\n")
     assert window.get("/healthz")[0] == 200
+    assert "Traceback" not in veillink.output
 
 
 def test_a_second_request_on_a_connection_is_not_answered(forward: Forward, window: Window) -> None:
@@ -419,6 +423,29 @@ def test_a_status_asked_with_the_wrong_token_says_so(forward: Forward, window: W
     forward(echo, "", window.option, "--admin-token=right")
     assert "another token" in ask(window.option, "--admin-token=wrong").stderr
     assert ask(window.option, "--admin-token=right").returncode == 0
+
+
+@pytest.mark.parametrize("token", ["with blank", "ключ", "line\n"])
+def test_a_token_that_cannot_be_sent_is_refused(token: str) -> None:
+    done = ask("--admin=127.0.0.1:1", f"--admin-token={token}")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "printable ASCII" in done.stderr
+
+
+def test_what_a_client_is_called_does_no_harm_to_the_terminal(
+    start: Start, backend: Serve, window: Window, short: Path
+) -> None:
+    start(f"unix:{short}/listen,{HOST},{backend(echo).port}\n", window.option)
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(os.fsencode(short) + b"/\x1b[31m\xff")
+        sock.connect(f"{short}/listen")
+        eventually(lambda: window.json("/api/connections"), what="the client")
+        done = subprocess.run(
+            [VEILLINK, "--status", window.option], capture_output=True, check=False,
+            env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"},
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert b"\x1b" not in done.stdout
 
 
 def test_a_window_that_cannot_be_opened_is_told_and_nothing_is_started(tmp_path: Path) -> None:

@@ -602,6 +602,21 @@ def test_a_higher_limit_lets_in_who_waits(start: Start, words: Words) -> None:
             served(clients, count)
 
 
+def test_a_rule_that_was_away_knows_of_the_connections_that_it_still_has(start: Start, backend: Serve) -> None:
+    row = f"{HOST}:{{port}},{HOST},{backend(echo).port},max_connections=1\n"
+    veillink = start(row)
+    with veillink.connect() as held:
+        exchange(held)
+        veillink.reload(f"{HOST}:{free_port()},{HOST},1\n")
+        veillink.reload(row)
+        with veillink.connect() as late:
+            late.sendall(b"x")
+            assert served([late], 0) == []
+            exchange(held)
+            held.close()
+            assert served([late], 1) == [late]
+
+
 def test_who_waits_at_a_full_rule_is_let_in_when_another_rule_takes_its_port_over(start: Start, words: Words) -> None:
     port = neighbours()
     veillink = start(f"{HOST}:{port},{HOST},{words('hello')},max_connections=1\n")

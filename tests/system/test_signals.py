@@ -9,7 +9,9 @@ import socket
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from signal import SIGCONT, SIGHUP, SIGINT, SIGPIPE, SIGSTOP, SIGTERM, SIGUSR1
 
@@ -84,6 +86,29 @@ def test_after_a_stop_new_clients_are_refused_and_living_connections_finish(
     assert seconds_to_end(veillink) < 1
     assert veillink.child.returncode == 0
     assert [line["end"] for line in veillink.access(2)] == ["closed", "closed"]
+
+
+def test_thousands_that_are_cut_are_all_reset_and_told(start: Start) -> None:
+    count = 4000
+    with Load() as load:
+        veillink = start(load.rows(f"{HOST}:{{port}}"), "--drain-timeout=0")
+        with ExitStack() as stack:
+            held = [stack.enter_context(veillink.connect()) for _ in range(count)]
+            eventually(lambda: all_connected(veillink, count), 20, "all of them")
+            veillink.send(SIGTERM)
+            assert veillink.child.wait(20) == 1
+            ends = Counter(line["end"] for line in veillink.access(count))
+            assert ends == {"drained": count}
+            for sock in held:
+                with pytest.raises(ConnectionResetError):
+                    sock.recv(1)
+
+
+def all_connected(veillink: VeilLink, count: int) -> bool:
+    before = len(veillink.logged("^state$"))
+    veillink.send(SIGUSR1)
+    eventually(lambda: len(veillink.logged("^state$")) > before, what="the state")
+    return bool(veillink.logged("^state$")[-1]["connections"] == count)
 
 
 def test_when_the_drain_timeout_is_over_connections_are_reset_and_the_exit_code_is_1(
