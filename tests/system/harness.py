@@ -370,3 +370,12 @@ def running(rows: str, *options: str, folder: Path, **more: Any) -> Iterator[Vei
         assert "Traceback" not in veillink.output, veillink.output
     finally:
         veillink.kill()
+
+
+def nobody_listens(veillink: VeilLink, port: int) -> bool:
+    """Return whether a connect to a port of its host is refused."""
+    try:
+        veillink.connect(port).close()
+    except ConnectionRefusedError:
+        return True
+    return False

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from .conftest import Serve, Start
-from .harness import HOST, VeilLink, echo, eventually, failing, free_port, read_exactly, saying
+from .harness import HOST, VeilLink, echo, eventually, failing, free_port, nobody_listens, read_exactly, saying
 from .namespace import Network
 
 _TIME_WAIT, _LISTEN = "06", "0A"
@@ -27,15 +27,6 @@ def listening(veillink: VeilLink) -> dict[int, str]:
     """Return the inode of each of its IPv4 listening sockets, by port: it is the same as long as the socket is."""
     own = {str(fd.readlink()) for fd in Path(f"/proc/{veillink.pid}/fd").iterdir()}
     return {port: inode for port, inode in sockets(veillink, _LISTEN) if f"socket:[{inode}]" in own}
-
-
-def refuses(veillink: VeilLink, port: int) -> bool:
-    """Return whether nobody listens there."""
-    try:
-        veillink.connect(port).close()
-    except ConnectionRefusedError:
-        return True
-    return False
 
 
 def echoes(sock: socket.socket) -> None:
@@ -61,7 +52,7 @@ def test_a_port_in_use_is_reported_with_its_line_and_listened_on_as_soon_as_it_i
         (error,) = veillink.logged("cannot listen")
         assert f"{veillink.config}:3: cannot listen on {HOST}:{port}: " in error["message"]
         assert "EADDRINUSE" in error["message"]
-    assert eventually(lambda: not refuses(veillink, port) and veillink.heard(port) == b"hello", 3)
+    assert eventually(lambda: not nobody_listens(veillink, port) and veillink.heard(port) == b"hello", 3)
     assert len(veillink.logged("cannot listen")) == 1
     veillink.first_fds += 1  # the listener that came late
 
@@ -193,7 +184,7 @@ def test_a_reload_changes_the_rules_that_changed_and_leaves_sockets_and_connecti
         echoes(on_gone)
         echoes(on_changed)
         veillink.reload(f"{HOST}:{changed},{HOST},{new.port},keepalive=7s\n{HOST}:{added},{HOST},{new.port}\n")
-        assert refuses(veillink, gone)
+        assert nobody_listens(veillink, gone)
         assert veillink.heard(changed) == veillink.heard(added) == b"new"
         after = listening(veillink)
         for port in (veillink.echo_port, changed):
@@ -243,7 +234,7 @@ def test_who_waits_in_the_queue_of_a_removed_listener_is_served(start: Start, ba
         for sock in clients:
             assert read_exactly(sock, 5) == b"hello"
         eventually(lambda: veillink.logged("^reloaded"))
-        assert refuses(veillink, veillink.port)
+        assert nobody_listens(veillink, veillink.port)
 
 
 def test_fifty_reloads_back_and_forth_leave_the_same_descriptors_and_the_connection_alone(
@@ -297,7 +288,7 @@ def test_a_port_in_use_at_a_reload_is_tried_until_it_is_free_unless_its_rule_goe
         veillink.reload(f"{HOST}:{kept},{HOST},{port}\n")
     eventually(lambda: veillink.logged("listening at last"), 4)
     assert veillink.heard(kept) == b"hello"
-    assert refuses(veillink, dropped)
+    assert nobody_listens(veillink, dropped)
     veillink.first_fds += 1  # the listener that came late
 
 

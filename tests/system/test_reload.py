@@ -16,21 +16,24 @@ import pytest
 
 from .conftest import Forward, Serve, Start
 from .ends import frozen
-from .harness import HOST, Backend, VeilLink, echo, eventually, free_port, read_exactly, read_to_eof, saying
+from .harness import (
+    HOST,
+    Backend,
+    VeilLink,
+    echo,
+    eventually,
+    free_port,
+    nobody_listens,
+    read_exactly,
+    read_to_eof,
+    saying,
+)
 from .load import Load
 
 
 def exchange(sock: socket.socket, data: bytes = b"to and fro") -> None:
     sock.sendall(data)
     assert read_exactly(sock, len(data)) == data
-
-
-def refuses(veillink: VeilLink, port: int) -> bool:
-    try:
-        veillink.connect(port).close()
-    except ConnectionRefusedError:
-        return True
-    return False
 
 
 def reloads(veillink: VeilLink) -> int:
@@ -263,7 +266,7 @@ def test_a_rule_that_is_added_is_there_soon(start: Start, words: Words) -> None:
     veillink = start(f"{HOST}:{{port}},{HOST},{words('old')}\n")
     veillink.first_fds += 1
     veillink.write(f"{HOST}:{{port}},{HOST},{words('old')}\n{HOST}:{other},{HOST},{words('added')}\n")
-    eventually(lambda: not refuses(veillink, other), 1.5)
+    eventually(lambda: not nobody_listens(veillink, other), 1.5)
     assert veillink.heard(other) == b"added"
     assert veillink.heard() == b"old"
 
@@ -275,7 +278,7 @@ def test_a_rule_that_is_removed_refuses_new_clients_and_keeps_those_it_has(forwa
         for sock in clients:
             exchange(sock)
         veillink.write("")
-        eventually(lambda: refuses(veillink, veillink.port), 1.5)
+        eventually(lambda: nobody_listens(veillink, veillink.port), 1.5)
         for sock in clients:
             exchange(sock, b"x" * 100_000)
             sock.shutdown(socket.SHUT_WR)
@@ -382,7 +385,7 @@ def test_who_waits_in_the_queue_of_a_removed_listener_is_accepted_first(start: S
             assert not reloads(veillink)
         assert load.end()[1] == {"echo ok": number}
         eventually(lambda: reloads(veillink))
-        assert refuses(veillink, veillink.port)
+        assert nobody_listens(veillink, veillink.port)
 
 
 def waiting_at(port: int) -> int:
@@ -450,7 +453,7 @@ def test_two_hundred_hups_in_two_seconds_are_a_few_reloads_and_the_last_file_cou
             for number, other in enumerate(ports, 1):
                 veillink.write(f"{row}{HOST}:{other},{HOST},{port}\n")
                 eventually(lambda number=number: sent() >= 40 * number)  # type: ignore[misc]
-        eventually(lambda: not refuses(veillink, ports[-1]), 2.0)
+        eventually(lambda: not nobody_listens(veillink, ports[-1]), 2.0)
     visitors.assert_content()
     assert reloads(veillink) <= 6
     assert not refusals(veillink)

@@ -1,0 +1,116 @@
+"""Accept on one address and lead each client to where it belongs.
+
+Rule: no error ends a listener, and at the connection limit nobody is accepted and dropped: clients wait in the kernel.
+"""
+
+import errno
+import select
+from dataclasses import dataclass
+from typing import Any, Final
+
+from gevent.event import Event
+from gevent.server import StreamServer
+
+from . import tasks
+from .limits import Gate
+from .model import Address
+from .net import BACKLOG, adopt, error_name, readable
+from .session import Service, serve
+from .stream import Stream
+
+# How long accepting pauses after EMFILE and its like, in seconds: ten tries a second cost nothing.
+_ACCEPT_PAUSE: Final = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Entrance:
+    """Where those come to who come to one address.
+
+    Args:
+        service: for them.
+        offset: of the address in its rule's range.
+        gate: of the rule.
+    """
+
+    service: Service
+    offset: int
+    gate: Gate
+
+
+class Listener(StreamServer):
+    """Accepts on one address, and leads to the entrance that it holds at the moment.
+
+    Args:
+        sock: listens there.
+        address: where it listens.
+        entrance: where to.
+        cut: is set when those who come are to be sent away.
+    """
+
+    def __init__(self, sock: Any, address: Address, entrance: Entrance, cut: Event) -> None:
+        super().__init__(sock)
+        self.listens_on = address
+        self.entrance = entrance
+        self._cut = cut
+
+    def handle(self, client: Any) -> None:  # type: ignore[override]
+        """Serve one client, a bare socket, its address and its entrance, in the client's greenlet."""
+        sock, peer, entrance = client
+        try:
+            if self._cut.is_set():
+                Stream(sock).abort()
+                return
+            serve(sock, readable(peer), self.listens_on, entrance.offset, entrance.service)
+        finally:
+            entrance.gate.leave()
+
+    def full(self) -> bool:
+        """Return whether there is no place left."""
+        return self.entrance.gate.full_for(self)
+
+    def do_read(self) -> Any:
+        """Accept one client, or return ``None``."""
+        listening: Any = self.socket
+        try:
+            fd, peer = listening._accept()
+        except BlockingIOError:
+            self.entrance.gate.wake()  # there may be more places than this listener had clients
+            return None
+        except OSError as error:
+            if error.errno not in (errno.ECONNABORTED, errno.EINTR, errno.EPROTO):
+                self._pause(error)
+            self.entrance.gate.wake()
+            return None
+        return adopt(fd, listening.family), peer
+
+    def has_client(self) -> bool:
+        """Return whether somebody waits to be accepted."""
+        poll = select.poll()
+        poll.register(self.socket, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def do_handle(self, *args: Any) -> None:
+        """Give the client its greenlet."""
+        self.entrance.gate.enter()
+        tasks.spawn(self.handle, (*args, self.entrance))
+
+    def _pause(self, error: OSError) -> None:
+        log = self.entrance.service.log
+        log.limited("cannot accept", str(self.listens_on), listen=self.listens_on, reason=error_name(error))
+        self.stop_accepting()
+        self._timer = self.loop.timer(_ACCEPT_PAUSE)
+        self._timer.start(self._resume)
+
+    def _resume(self) -> None:
+        if self.started:
+            self.start_accepting()
+
+    def retire(self) -> None:
+        """Stop listening. Who waits in the kernel's queue is accepted first: closing would reset them."""
+        for _ in range(BACKLOG):
+            if self.full() or not self.has_client():
+                break
+            client = self.do_read()
+            if client:
+                self.do_handle(*client)
+        self.close()
