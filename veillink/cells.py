@@ -246,7 +246,8 @@ def parse_window(text: str) -> tuple[Address, str]:
     """
     name, colon, port = text.rpartition(":")
     if colon and not text.startswith(_UNIX) and not _NUMERIC.fullmatch(name.rpartition(".")[2]) and "[" not in name:
-        return Address(_name(name), _port(port)), _name(name)
+        host = _name(name)
+        return Address(host, _port(port)), host
     address, ports = parse_listen(text)
     if ports > 1:
         raise ValueError(f"{shown(text)} has more than one port")

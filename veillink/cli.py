@@ -235,14 +235,13 @@ def _say(lines: Sequence[str]) -> bool:
 
 
 def _describe(rule: Rule) -> str:
-    listen = f"{rule.listen}" + (f"-{rule.listen.port + rule.ports - 1}" if rule.ports > 1 else "")
     targets = ", ".join(_describe_target(target, rule.ports) for target in rule.targets)
     limits = [
         f"{field.name}={_shown(field, getattr(rule.options, field.name))}"
         for field in fields(RuleOptions)
         if getattr(rule.options, field.name) != field.default
     ]
-    return " ".join([f"{rule.name}: {listen} -> {targets}", *limits])
+    return " ".join([f"{rule.name}: {rule.shown_listen} -> {targets}", *limits])
 
 
 def _describe_target(target: Target, ports: int) -> str:

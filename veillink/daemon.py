@@ -28,7 +28,7 @@ from .net import error_name, raise_fd_limit
 from .report import Report
 from .rules import Problem
 from .rules_file import RulesFile, anybody_may_write, read_rules
-from .server import Server, shown_range
+from .server import Server
 from .systemd import Manager, inherited
 
 _STOP: Final = "stop"
@@ -147,9 +147,7 @@ class _Process:
             raise_fd_limit(), splice=settings.relay != "copy", watched=settings.admin is not None
         )
         self._server = Server(log, settings.config, self._descriptors, settings.max_connections, inherited(os.environ))
-        self._report = Report(
-            settings.config, self._server, self._server.ledger, self._server.gate, log, self._descriptors
-        )
+        self._report = Report(settings.config, self._server, self._descriptors, log)
         self._admin: Closable | None = None
 
     def start(self) -> bool:
@@ -258,6 +256,7 @@ class _Process:
         except OSError as error:
             reason = f"{error.strerror} ({error_name(error)})"
             return self._give_up(f"cannot show the state at {window.address}: {reason}")
+        report.measure()
         self._log.info("showing the state", admin=window.address)
         return True
 
@@ -269,7 +268,7 @@ class _Process:
         log, server = self._log, self._server
         for rule in _paced(server.rules.rules, log):
             targets = ",".join(str(target.address) for target in rule.targets)
-            log.info("rule", name=rule.name, listen=shown_range(rule), targets=targets)
+            log.info("rule", name=rule.name, listen=rule.shown_listen, targets=targets)
         off = [name for name in ("idle_timeout", "max_lifetime") if not getattr(self._settings.defaults, name)]
         if off:
             log.warning(f"by default these limits are off: {', '.join(off)}; a silent connection may stay for ever")

@@ -192,6 +192,16 @@ class Rule:
     options: RuleOptions = RuleOptions()
     line: int = field(default=0, compare=False)
 
+    @property
+    def key(self) -> tuple[Address, int]:
+        """What makes two rules forms of one: where they listen."""
+        return self.listen, self.ports
+
+    @property
+    def shown_listen(self) -> str:
+        """Where it listens, as ``*:8000-8010``."""
+        return f"{self.listen}" + (f"-{self.listen.port + self.ports - 1}" if self.ports > 1 else "")
+
     def listens(self) -> Iterator[tuple[Address, int]]:
         """Yield every address the rule listens on, with its offset in the range."""
         for offset in range(self.ports):

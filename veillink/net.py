@@ -114,9 +114,7 @@ def _listen(address: Address, keepalive: float, *, dual: bool) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if dual else 1)
-        for option in _OPTIONS:
-            sock.setsockopt(*option)
-        set_keepalive(sock, keepalive)
+        _set_inherited(sock, keepalive)
         sock.bind(where)
         sock.listen(BACKLOG)
     except BaseException:
@@ -125,14 +123,19 @@ def _listen(address: Address, keepalive: float, *, dual: bool) -> socket.socket:
     return sock
 
 
+def _set_inherited(sock: socket.socket, keepalive: float) -> None:
+    """Set what every accepted socket inherits from its listener."""
+    for option in _OPTIONS:
+        sock.setsockopt(*option)
+    set_keepalive(sock, keepalive)
+
+
 def take_over(sock: socket.socket, keepalive: float) -> socket.socket:
     """Return a copy of a listening socket that the service manager keeps open, with our options set."""
     copy = sock.dup()
     copy.setblocking(False)
     if copy.family != socket.AF_UNIX:
-        for option in _OPTIONS:
-            copy.setsockopt(*option)
-        set_keepalive(copy, keepalive)
+        _set_inherited(copy, keepalive)
     return copy
 
 

@@ -24,6 +24,14 @@ _SAMPLES: Final = 20  # rates and lag are those of the last ten seconds
 class Shown(Protocol):
     """A server, as far as it is shown."""
 
+    @property
+    def ledger(self) -> Ledger:
+        """The account of its connections."""
+
+    @property
+    def gate(self) -> Gate:
+        """How many it may hold."""
+
     def rules_down(self) -> list[str]:
         """Return the names of the rules that do not have all their ports."""
 
@@ -37,27 +45,15 @@ class Report:
     Args:
         source: name of the rules' file.
         server: whose rules are shown.
-        ledger: the account of its connections.
-        gate: of the process.
-        log: whose lost lines are counted.
         descriptors: of the process.
+        log: whose lost lines are counted.
     """
 
-    def __init__(
-        self,
-        source: str,
-        server: Shown,
-        ledger: Ledger,
-        gate: Gate,
-        log: Log,
-        descriptors: Descriptors,
-    ) -> None:
+    def __init__(self, source: str, server: Shown, descriptors: Descriptors, log: Log) -> None:
         self.phase = "starting"
         """``starting``, ``running`` or ``draining``."""
         self._source = source
         self._server = server
-        self._ledger = ledger
-        self._gate = gate
         self._log = log
         self._descriptors = descriptors
         self._began = time.monotonic()
@@ -65,7 +61,10 @@ class Report:
         self._reloads: Counter[str] = Counter(applied=0, refused=0)
         self._lags: deque[float] = deque(maxlen=_SAMPLES)
         self._moved: deque[tuple[float, int, int, int]] = deque(maxlen=_SAMPLES)
-        self._sampler = gevent.spawn(self._sample_forever)
+
+    def measure(self) -> None:
+        """Begin to look at rates and lag: a pass over the live connections twice a second, so only where shown."""
+        gevent.spawn(self._sample_forever)
 
     def count_reload(self, result: str, problems: tuple[Problem, ...]) -> None:
         """Note that the rules' file was read: ``applied`` or ``refused``, and what was wrong with it."""
@@ -85,16 +84,16 @@ class Report:
 
     def status(self) -> dict[str, Any]:
         """Return the state of the process and of every rule."""
-        bytes_in, bytes_out = self._ledger.moved()
+        bytes_in, bytes_out = self._server.ledger.moved()
         return {
             "version": __version__,
             "phase": self.phase,
             "uptime": round(time.monotonic() - self._began, 1),
             "rates": self._rates(),
-            "limits": {"connections": self._gate.limit, "descriptors": self._descriptors.limit},
+            "limits": {"connections": self._server.gate.limit, "descriptors": self._descriptors.limit},
             "totals": {
-                "active": self._gate.taken,
-                "connections": self._ledger.opened,
+                "active": self._server.gate.taken,
+                "connections": self._server.ledger.opened,
                 "bytes_in": bytes_in,
                 "bytes_out": bytes_out,
             },
@@ -108,7 +107,7 @@ class Report:
     def connections(self) -> Iterator[dict[str, Any]]:
         """Yield every live connection, oldest first."""
         now = time.monotonic()
-        for entry in tuple(self._ledger.live.values()):
+        for entry in tuple(self._server.ledger.live.values()):
             yield {
                 "id": entry.number,
                 "rule": entry.rule,
@@ -124,7 +123,7 @@ class Report:
             due = time.monotonic() + _SAMPLE
             gevent.sleep(_SAMPLE)
             self._lags.append(max(0.0, time.monotonic() - due))
-            self._moved.append((time.monotonic(), self._ledger.opened, *self._ledger.moved()))
+            self._moved.append((time.monotonic(), self._server.ledger.opened, *self._server.ledger.moved()))
 
     def _rates(self) -> dict[str, float]:
         names = ("connections_per_second", "bytes_in_per_second", "bytes_out_per_second")

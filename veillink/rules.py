@@ -403,7 +403,7 @@ def parse(data: bytes, defaults: RuleOptions = _DEFAULTS) -> tuple[RuleSet, tupl
 
 @dataclass(frozen=True, slots=True)
 class Diff:
-    """How one set of rules differs from an older one; rules are the same by ``(listen, ports)``.
+    """How one set of rules differs from an older one; rules are the same by their ``key``.
 
     Args:
         added: rules that are only in the new set.
@@ -420,8 +420,8 @@ class Diff:
 
 def diff(old: RuleSet, new: RuleSet) -> Diff:
     """Compare two sets of rules, each in its own order."""
-    before = {(rule.listen, rule.ports): rule for rule in old.rules}
-    after = {(rule.listen, rule.ports): rule for rule in new.rules}
+    before = {rule.key: rule for rule in old.rules}
+    after = {rule.key: rule for rule in new.rules}
     kept = [(before[key], rule) for key, rule in after.items() if key in before]
     return Diff(
         added=tuple(rule for key, rule in after.items() if key not in before),

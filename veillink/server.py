@@ -46,10 +46,7 @@ _HINTS: Final = {
 _T = TypeVar("_T")
 
 _NONE: Final[Mapping[Address, socket.socket]] = {}
-_UNIX_HINTS: Final = {
-    errno.EADDRINUSE: "another program listens there",
-    errno.EACCES: "VeilLink may not write to that folder",
-}
+_UNIX_HINTS: Final = _HINTS | {errno.EACCES: "VeilLink may not write to that folder"}
 
 
 class Server:
@@ -101,11 +98,11 @@ class Server:
         if self._retrier is not None:
             self._retrier.kill()
         changes = diff(self.rules, rules)
-        before, same = self._running, {_key(rule) for rule in changes.same}
+        before, same = self._running, {rule.key for rule in changes.same}
         running: dict[_Key, _Running] = {}
         for rule in _unhurried(rules.rules):
-            last = before.get(_key(rule)) or self._retired.get(_key(rule))
-            running[_key(rule)] = last if last and _key(rule) in same else self._build(rule, last)
+            last = before.get(rule.key) or self._retired.get(rule.key)
+            running[rule.key] = last if last and rule.key in same else self._build(rule, last)
         gone = {key: each for key, each in (self._retired | before).items() if key not in running}
         self._retired = {key: each for key, each in gone.items() if each.gate.taken}
         self._running = running
@@ -168,7 +165,7 @@ class Server:
         return [
             {
                 "name": rule.name,
-                "listen": shown_range(rule),
+                "listen": rule.shown_listen,
                 "listener_up": not any(address in self.down for address, _ in rule.listens()),
                 **accounts[rule.name],
                 "targets": [
@@ -271,11 +268,7 @@ def _unhurried(items: Iterable[_T]) -> Iterator[_T]:
             gevent.sleep(0)
 
 
-_Key = tuple[Address, int]  # two rules with the same listen addresses are forms of one
-
-
-def _key(rule: Rule) -> _Key:
-    return rule.listen, rule.ports
+_Key = tuple[Address, int]  # of a rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,11 +282,6 @@ class _Running:
     def stop_probes(self) -> None:
         if self.probes is not None:
             self.probes.stop()
-
-
-def shown_range(rule: Rule) -> str:
-    """Return where a rule listens, as ``*:8000-8010``."""
-    return f"{rule.listen}" + (f"-{rule.listen.port + rule.ports - 1}" if rule.ports > 1 else "")
 
 
 def _host_names(rules: RuleSet) -> dict[str, float]:

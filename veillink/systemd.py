@@ -47,8 +47,7 @@ class Manager:
 
     def alive(self) -> None:
         """Give the sign of life that its watchdog waits for."""
-        if self.watchdog:
-            self._tell("WATCHDOG=1")
+        self._tell("WATCHDOG=1")
 
     def _tell(self, *lines: str) -> None:
         if not self._path:
@@ -74,7 +73,6 @@ def inherited(environ: Mapping[str, str]) -> dict[Address, socket.socket]:
         with contextlib.suppress(OSError):  # it is no socket
             sock = socket.socket(fileno=descriptor)
             if sock.type == socket.SOCK_STREAM and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                sock.setblocking(False)
                 found[_address(sock)] = sock
             else:
                 sock.detach()

@@ -74,6 +74,12 @@ def read_exactly(sock: socket.socket, count: int) -> bytes:
     return bytes(data)
 
 
+def exchange(sock: socket.socket, data: bytes = b"ping") -> None:
+    """Send something to an echo and get it back."""
+    sock.sendall(data)
+    assert read_exactly(sock, len(data)) == data
+
+
 def read_to_eof(sock: socket.socket) -> bytes:
     """Return everything until the peer has finished (OSError when it resets)."""
     data = bytearray()

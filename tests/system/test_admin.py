@@ -21,7 +21,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from .conftest import Forward, Serve, Start
-from .harness import HOST, VEILLINK, echo, eventually, free_port, read_exactly, read_to_eof
+from .harness import HOST, VEILLINK, VeilLink, echo, eventually, exchange, free_port, read_exactly, read_to_eof
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 TOKEN = "s3cret:with=odd/characters"
@@ -72,6 +72,13 @@ class Window:
 @pytest.fixture
 def window() -> Window:
     return Window()
+
+
+def come_and_go(veillink: VeilLink, window: Window) -> None:
+    """Be a client of the rule "web", and wait until its end is shown."""
+    with veillink.connect() as sock:
+        exchange(sock)
+    eventually(lambda: window.rule("web")["ends"], what="the end of the connection")
 
 
 # --- what it shows ---------------------------------------------------------------------------------------------------
@@ -170,10 +177,7 @@ def test_nothing_from_outside_becomes_a_label(forward: Forward, window: Window) 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool (Debian: prometheus)")
 def test_prometheus_finds_nothing_wrong(forward: Forward, window: Window) -> None:
     veillink = forward(echo, "name=web", window.option)
-    with veillink.connect() as sock:
-        sock.sendall(b"x")
-        read_exactly(sock, 1)
-    eventually(lambda: window.rule("web")["ends"], what="the end of the connection")
+    come_and_go(veillink, window)
     metrics = window.get("/metrics")[2]
     done = subprocess.run(["promtool", "check", "metrics"], input=metrics, capture_output=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
@@ -183,10 +187,7 @@ def test_prometheus_finds_nothing_wrong(forward: Forward, window: Window) -> Non
 
 def test_alerts_and_dashboard_ask_for_metrics_that_there_are(forward: Forward, window: Window) -> None:
     veillink = forward(echo, "name=web", window.option)
-    with veillink.connect() as sock:
-        sock.sendall(b"x")
-        read_exactly(sock, 1)
-    eventually(lambda: window.rule("web")["ends"], what="the end of the connection")
+    come_and_go(veillink, window)
     there = {name for name, _ in window.metrics()}
     for file in ("alerts.yml", "grafana.json"):
         asked = set(re.findall(r"\b(?:veillink|process)_[a-z_]+\b", (DEPLOY / file).read_text()))

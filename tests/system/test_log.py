@@ -16,7 +16,7 @@ import pytest
 
 from .conftest import Forward, Serve, Start
 from .ends import Unready
-from .harness import HOST, VeilLink, echo, eventually, free_port, listens, read_exactly, read_to_eof, reset
+from .harness import HOST, VeilLink, echo, eventually, exchange, free_port, listens, read_to_eof, reset
 from .load import Load
 
 KEYS = ["time", "rule", "id", "client", "listen", "target", "tried"]
@@ -42,11 +42,6 @@ def access(veillink: VeilLink, count: int) -> list[dict[str, Any]]:
 
     eventually(lambda: len(found()) >= count, 10, f"{count} access lines in:\n{veillink.output}")
     return [fields(line) for line in found()]
-
-
-def exchange(sock: socket.socket, data: bytes = b"ping") -> None:
-    sock.sendall(data)
-    assert read_exactly(sock, len(data)) == data
 
 
 @pytest.fixture(params=["text", "json"])

@@ -22,6 +22,7 @@ from .harness import (
     VeilLink,
     echo,
     eventually,
+    exchange,
     free_port,
     nobody_listens,
     read_exactly,
@@ -29,11 +30,6 @@ from .harness import (
     saying,
 )
 from .load import Load
-
-
-def exchange(sock: socket.socket, data: bytes = b"to and fro") -> None:
-    sock.sendall(data)
-    assert read_exactly(sock, len(data)) == data
 
 
 def reloads(veillink: VeilLink) -> int:

@@ -25,17 +25,13 @@ from .harness import (
     VeilLink,
     echo,
     eventually,
+    exchange,
     free_port,
     listens,
     read_exactly,
     read_to_eof,
 )
 from .load import Load
-
-
-def exchange(sock: socket.socket, data: bytes = b"ping") -> None:
-    sock.sendall(data)
-    assert read_exactly(sock, len(data)) == data
 
 
 def refuses(port: int) -> bool:
