@@ -338,25 +338,32 @@ def test_a_look_at_thousands_of_connections_holds_nobody_up(connections: int, fo
             stack.enter_context(veillink.connect())
         eventually(lambda: window.rule("web")["active"] == connections, what="all of them")
         probe = stack.enter_context(veillink.connect())
-        slowest, stop = [0.0], threading.Event()
+        # a machine that is busy with other things stalls some of the looks, a loop that is held up stalls each
+        assert min(_stall_of_a_look(window, probe) for _ in range(5)) < 0.1
+        assert len(window.json("/api/connections")) == connections + 1
 
-        def talk() -> None:
-            while not stop.is_set():
-                began = time.monotonic()
-                probe.sendall(b"x")
-                read_exactly(probe, 1)
-                slowest[0] = max(slowest[0], time.monotonic() - began)
 
-        talker = threading.Thread(target=talk)
-        talker.start()
-        try:
-            for path in ("/metrics", "/api/status", "/api/connections"):
-                assert window.get(path)[0] == 200
-            assert len(window.json("/api/connections")) == connections + 1
-        finally:
-            stop.set()
-            talker.join()
-        assert slowest[0] < 0.1
+def _stall_of_a_look(window: Window, probe: socket.socket) -> float:
+    """Return the longest that an exchange on ``probe`` took while everything was looked at, in seconds."""
+    slowest, stop = 0.0, threading.Event()
+
+    def talk() -> None:
+        nonlocal slowest
+        while not stop.is_set():
+            began = time.monotonic()
+            probe.sendall(b"x")
+            read_exactly(probe, 1)
+            slowest = max(slowest, time.monotonic() - began)
+
+    talker = threading.Thread(target=talk)
+    talker.start()
+    try:
+        for path in ("/metrics", "/api/status", "/api/connections"):
+            assert window.get(path)[0] == 200
+    finally:
+        stop.set()
+        talker.join()
+    return slowest
 
 
 # --- UNIX sockets and the command line -------------------------------------------------------------------------------
