@@ -2,7 +2,7 @@
 
 import io
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import pytest
 from gevent.hub import get_hub
 
 from veillink import daemon
+from veillink.inbox import SIGNALS, Inbox
 from veillink.stream import watch_resets
 
 from .sockets import Journal, Sockets
@@ -44,21 +45,21 @@ def journal(hub: None, tmp_path: Path) -> Iterator[Journal]:
 
 
 @pytest.fixture
-def signals(hub: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Take the signals back afterwards from every daemon that the test has run."""
-    inboxes: list[daemon._Inbox] = []
+def signals(hub: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Inbox]]:
+    """Take the signals back afterwards from every daemon that the test has run, and every inbox that it has made."""
+    inboxes: list[Inbox] = []
 
-    class _Kept(daemon._Inbox):
-        def __init__(self) -> None:
-            super().__init__()
+    class _Kept(Inbox):
+        def __init__(self, signals: Mapping[signal.Signals, str]) -> None:
+            super().__init__(signals)
             inboxes.append(self)
 
-    monkeypatch.setattr(daemon, "_Inbox", _Kept)
-    yield
+    monkeypatch.setattr(daemon, "Inbox", _Kept)
+    yield _Kept
     gevent.sleep(0.01)  # the loop keeps a signal that is still on its way for the next daemon
     for inbox in inboxes:
         for watcher in inbox._watchers:
             watcher.stop()
             watcher.close()
-    for number in daemon._SIGNALS:
+    for number in SIGNALS:
         signal.signal(number, signal.getsignal(number))  # the loop has left SIG_DFL behind

@@ -11,7 +11,8 @@ from gevent import socket
 
 from veillink import admin
 from veillink.admin import Admin, Sources, is_known_host
-from veillink.model import Address
+from veillink.model import Address, RuleOptions
+from veillink.net import listen
 
 from .sockets import Journal, Sockets, eventually
 from .system.harness import HOST, free_port, read_to_eof
@@ -44,7 +45,7 @@ def window(port: int, journal: Journal, fails: list[str], monkeypatch: pytest.Mo
         return _source
 
     sources = Sources(source("status", {}), source("connections", MANY), source("obstacle", ""))
-    window = Admin(Address(HOST, port), "", "", 3, sources, journal.log)
+    window = Admin(listen(Address(HOST, port), RuleOptions()), "", "", 3, sources, journal.log)
     yield window
     window.close()
 

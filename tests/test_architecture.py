@@ -9,8 +9,8 @@ import pytest
 
 import veillink
 from veillink.cells import OPTIONS
-from veillink.cli import parser
 from veillink.model import RuleOptions, Target
+from veillink.options import parser
 
 PACKAGE = Path(veillink.__file__).parent
 OF_TARGETS = {"weight", "backup"}

@@ -13,10 +13,10 @@ import pytest
 
 import veillink
 from veillink import cli
-from veillink.cli import main, parser
-from veillink.daemon import Settings
+from veillink.cli import main
 from veillink.log import LEVELS, Log
-from veillink.model import Address, Rule, RuleOptions, Target
+from veillink.model import Address, Rule, RuleOptions, Settings, Target
+from veillink.options import parser
 
 from .sockets import Sockets, address_of, eventually
 from .system.harness import HOST, free_port
@@ -60,6 +60,8 @@ OPTIONS: list[tuple[str, str, str, Any]] = [
     ("--log-format=json", "VEILLINK_LOG_FORMAT=json", "log-format = json", "json"),
     ("--log-level=debug", "VEILLINK_LOG_LEVEL=debug", "log-level = debug", "debug"),
     ("--no-access-log", "VEILLINK_ACCESS_LOG=false", "access-log = false", False),
+    ("--workers=3", "VEILLINK_WORKERS=3", "workers = 3", 3),
+    ("--worker-timeout=5s", "VEILLINK_WORKER_TIMEOUT=5s", "worker-timeout = 5s", 5.0),
     ("--pidfile=p", "VEILLINK_PIDFILE=p", "pidfile = p", "p"),
     ("--admin=127.0.0.1:9", "VEILLINK_ADMIN=127.0.0.1:9", "admin = 127.0.0.1:9", (Address("127.0.0.1", 9), "")),
     ("--admin-token=x", "VEILLINK_ADMIN_TOKEN=x", "admin-token = x", "x"),
@@ -263,7 +265,22 @@ def test_the_options_reach_the_daemon(rules_file: Path, given: list[tuple[Settin
     arguments = "--strict --no-watch --drain-timeout=1s --max-connections=9 --relay=copy --keepalive=3s"
     assert main([f"--config={rules_file}", *arguments.split()]) == 7
     assert [settings for settings, _ in given] == [
-        Settings(str(rules_file), True, False, 1.0, 9, "copy", "", None, RuleOptions(keepalive=3))
+        Settings(
+            config=str(rules_file),
+            strict=True,
+            watch=False,
+            drain_timeout=1.0,
+            max_connections=9,
+            relay="copy",
+            workers=0,
+            worker_timeout=30.0,
+            pidfile="",
+            log_format="text",
+            log_level="info",
+            access_log=True,
+            admin=None,
+            defaults=RuleOptions(keepalive=3),
+        )
     ]
 
 
@@ -281,7 +298,7 @@ def test_the_options_reach_the_log(
 ) -> None:
     assert main(arguments) == 7
     ((_, log),) = given
-    assert (log._json, LEVELS[log._level], log.access_lines) == (json_lines, level, access)
+    assert (log._lines._json, LEVELS[log._lines._level], log.access_lines) == (json_lines, level, access)
 
 
 def test_a_daemon_that_is_told_to_stop_ends_with_0(

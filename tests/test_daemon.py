@@ -12,8 +12,8 @@ import pytest
 from gevent import socket
 
 from veillink import daemon, log
-from veillink.daemon import Settings
-from veillink.model import Address, RuleOptions
+from veillink.inbox import SIGNALS, Inbox
+from veillink.model import Address, RuleOptions, Settings
 from veillink.rules import MAX_FILE, Problem
 from veillink.rules_file import RulesFile, anybody_may_write, read_regular, read_rules
 
@@ -84,9 +84,9 @@ def test_a_file_that_is_too_large_is_not_read_whole(tmp_path: Path) -> None:
     ],
 )
 def test_notes_are_taken_in_order_reloads_once_and_stops_each(
-    sent: list[signal.Signals], notes: list[str], signals: None
+    sent: list[signal.Signals], notes: list[str], signals: type[Inbox]
 ) -> None:
-    inbox = daemon._Inbox()
+    inbox = signals(SIGNALS)
     taken = []
     for number in sent:
         send(number)
@@ -96,16 +96,16 @@ def test_notes_are_taken_in_order_reloads_once_and_stops_each(
     assert taken == notes
 
 
-def test_a_reload_that_was_begun_does_not_swallow_the_next(signals: None) -> None:
-    inbox = daemon._Inbox()
+def test_a_reload_that_was_begun_does_not_swallow_the_next(signals: type[Inbox]) -> None:
+    inbox = signals(SIGNALS)
     for _ in range(3):
         send(signal.SIGHUP)
         assert inbox.take(5) == "reload"
     assert inbox.take(0) is None
 
 
-def test_who_waits_for_a_note_wakes_up_with_it(signals: None) -> None:
-    inbox = daemon._Inbox()
+def test_who_waits_for_a_note_wakes_up_with_it(signals: type[Inbox]) -> None:
+    inbox = signals(SIGNALS)
     gevent.spawn_later(0.01, send, signal.SIGUSR1)
     assert inbox.take() == "dump"
 
@@ -120,7 +120,8 @@ class Life:
         self.path = path
         self.journal = journal
         whole: dict[str, Any] = {"strict": False, "watch": False, "drain_timeout": 5.0, "max_connections": 0}
-        whole |= {"relay": "auto", "pidfile": "", "admin": None, "defaults": DEFAULT}
+        whole |= {"relay": "auto", "workers": 0, "worker_timeout": 30.0, "pidfile": "", "admin": None}
+        whole |= {"log_format": "text", "log_level": "info", "access_log": True, "defaults": DEFAULT}
         self._settings = Settings(config=str(path), **whole | settings)
         self._greenlet = gevent.spawn(daemon.run, self._settings, journal.log)
 
@@ -321,8 +322,8 @@ def test_told_to_dump_it_writes_what_runs(
     connection = journal.wait_for("state of connection")
     assert connection["client"] == str(address_of(client))
     assert (connection["rule"], connection["bytes_in"], connection["bytes_out"]) == (f"{HOST}:{port}", 4, 0)
-    (rule,) = journal.lines("state of rule")
-    assert (rule["ended"], rule["bytes_in"], rule["ends"]) == (1, 4, "closed:1")
+    rule, _ = journal.lines("state of rule")
+    assert (rule["active"], rule["total"], rule["bytes_in"], rule["ends"]) == (1, 2, 8, "closed:1")
     (listener,) = journal.lines("state of listener")
     assert listener["listen"] == f"192.0.2.1:{port}"
     whole = next(line for line in journal.lines() if line.get("message") == "state")

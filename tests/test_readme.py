@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from veillink.cells import OPTIONS
-from veillink.cli import parser
 from veillink.model import End
+from veillink.options import parser
 
 README = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
 

@@ -8,6 +8,7 @@ import binascii
 import hashlib
 import hmac
 import json
+import socket
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,10 +23,8 @@ from gevent.hub import get_hub
 from gevent.pool import Pool
 from gevent.pywsgi import WSGIHandler, WSGIServer
 
+from . import metrics
 from .log import Log
-from .metrics import CONTENT_TYPE, Metrics
-from .model import Address, RuleOptions
-from .net import listen
 
 # From accept to the last byte of the answer, in seconds, whoever dawdles.
 _LONGEST: Final = 30.0
@@ -75,34 +74,29 @@ class Admin:
     """Answers requests at one address until it is closed.
 
     Args:
-        address: numeric, or a UNIX socket.
+        sock: listens there; it is closed in the end.
         name: the host name it may be called by, beside every IP literal and ``localhost``; may be empty.
         token: what has to be shown, or nothing.
         most: connections at a time.
         sources: of the answers.
         log: told of faults of our own.
-
-    Raises:
-        OSError: the address cannot be had.
     """
 
-    def __init__(self, address: Address, name: str, token: str, most: int, sources: Sources, log: Log) -> None:
+    def __init__(self, sock: Any, name: str, token: str, most: int, sources: Sources, log: Log) -> None:
         self._log = log
         self._name = name
         self._token = token.encode()
-        self._check_host = not address.is_unix
+        self._check_host = sock.family != socket.AF_UNIX
         self._sources = sources
-        self._metrics = Metrics()
         page = _dashboard()
         self._pages: dict[str, Callable[[], _Answer]] = {
             "/": lambda: page,
             "/healthz": lambda: _Answer([b"alive\n"]),
             "/readyz": self._ready,
-            "/metrics": lambda: _Answer([_aside(self._metrics.text, sources.status())], CONTENT_TYPE),
+            "/metrics": lambda: _Answer([_aside(metrics.text, sources.status())], metrics.CONTENT_TYPE),
             "/api/status": lambda: _Answer([_aside(_json, sources.status())], _JSON),
             "/api/connections": lambda: _Answer(_json_list(sources.connections()), _JSON),
         }
-        sock: Any = listen(address, RuleOptions())
         self._server = _Server(sock, self._answer, most, log)
         self._server.start()
 

@@ -1,86 +1,51 @@
-"""Be one process: start the rules, heed signals, drain, leave.
+"""Be one process: start the rules, heed what comes, drain, leave.
 
-Rule: signal handlers only leave a note; the main greenlet reads the notes and acts, one at a time.
+Rule: what must not happen twice at a time, the main greenlet does.
 """
 
-import contextlib
 import gc
 import os
-import signal
+import socket
 import time
 import traceback
-from collections import deque
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Final, Protocol, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from enum import Enum
+from typing import Final, Protocol
 
 import gevent
-from gevent.event import Event
 from gevent.hub import get_hub
 
 from . import __version__
 from .cells import printable
+from .inbox import CUT, DUMP, LEAD, RELOAD, SIGNALS, STOP, WORKER_SIGNALS, Inbox
 from .limits import Descriptors
 from .log import Log
-from .model import Address, RuleOptions, RuleSet
-from .net import error_name, raise_fd_limit
-from .report import Report
+from .model import Address, RuleOptions, RuleSet, Settings
+from .net import error_name, listen, raise_fd_limit
+from .report import FleetReport, Report
 from .rules import Problem
 from .rules_file import RulesFile, anybody_may_write, read_rules
+from .scoreboard import Seat, State
 from .server import Server
-from .systemd import Manager, inherited
-
-_STOP: Final = "stop"
-_RELOAD: Final = "reload"
-_DUMP: Final = "dump"
-_SIGNALS: Final = {
-    signal.SIGTERM: _STOP,
-    signal.SIGINT: _STOP,
-    signal.SIGHUP: _RELOAD,
-    signal.SIGUSR1: _DUMP,
-}
+from .systemd import Manager, inherited, remove_pid, write_pid
 
 # How long it may take until the next of the cut connections has closed, and what systemd is told for all; in seconds.
 _CUT_TIME: Final = 0.3
-_LONGEST_CUT: Final = 5.0
+LONGEST_CUT: Final = 5.0
 # Python's 700 new objects look for rubbish every 20 connections, which leave none: 5 % of what each of them costs.
 _COLLECT_AFTER: Final = 20_000
 _DRAIN_LOOK: Final = 0.02
-# How long a report of thousands of lines may take because its reader is slow, in seconds.
-_LONG_REPORT: Final = 2.0
-
-_T = TypeVar("_T")
+# Seconds from one look at what the master says to the next.
+_LOOK: Final = 0.4
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
-    """Where the state is shown over HTTP.
+class Outcome(Enum):
+    """How a process has ended."""
 
-    Args:
-        address: numeric, or a UNIX socket.
-        name: the host name it may be called by, or nothing.
-        token: what has to be shown, or nothing.
-    """
-
-    address: Address
-    name: str
-    token: str
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What the command line asks for; the fields are its options."""
-
-    config: str
-    strict: bool
-    watch: bool
-    drain_timeout: float
-    max_connections: int
-    relay: str
-    pidfile: str
-    admin: Window | None
-    defaults: RuleOptions
+    NOT_STARTED = "not started"
+    DRAINED = "drained"
+    CUT_SHORT = "cut short"
 
 
 class Closable(Protocol):
@@ -90,44 +55,28 @@ class Closable(Protocol):
         """End that."""
 
 
-class _Inbox:
-    """Notes from signal handlers. A second reload waiting would do nothing that the first does not; stops all count."""
-
-    def __init__(self) -> None:
-        self._notes: deque[str] = deque()
-        self._came = Event()
-        self._watchers = [get_hub().loop.signal(number) for number in _SIGNALS]
-        for watcher, note in zip(self._watchers, _SIGNALS.values(), strict=True):
-            watcher.start(self._leave, note)
-
-    def _leave(self, note: str) -> None:
-        if note == _STOP or note not in self._notes:
-            self._notes.append(note)
-            self._came.set()
-
-    def take(self, timeout: float | None = None) -> str | None:
-        """Return the oldest note, or ``None`` after ``timeout`` seconds without one."""
-        if not self._notes:
-            self._came.clear()
-            self._came.wait(timeout)
-        return self._notes.popleft() if self._notes else None
-
-
 def run(settings: Settings, log: Log) -> int:
-    """Be a VeilLink process until it is told to stop.
+    """Be the VeilLink process until it is told to stop.
 
     Returns:
         The exit code: 0 stopped and drained, 1 nothing could be started or the drain was cut short.
     """
-    inbox = _Inbox()
-    process = _Process(settings, log)
-    try:
-        if not process.start():
-            return 1
-        process.serve(inbox)
-        return process.drain(inbox)
-    finally:
-        process.close()
+    inbox = Inbox(SIGNALS)
+    process = _Process(settings, log, Manager(os.environ), inherited(os.environ), None)
+    return 0 if process.live(inbox, (STOP,)) is Outcome.DRAINED else 1
+
+
+def work(settings: Settings, log: Log, seat: Seat, listening: Mapping[Address, socket.socket]) -> Outcome:
+    """Be one of several processes until the master says stop.
+
+    Args:
+        settings: of all of them.
+        log: of this one.
+        seat: among them.
+        listening: sockets that the master was handed over.
+    """
+    inbox = Inbox(WORKER_SIGNALS)
+    return _Process(replace(settings, pidfile=""), log, Manager({}), listening, seat).live(inbox, (CUT,))
 
 
 class _Process:
@@ -136,43 +85,73 @@ class _Process:
     Args:
         settings: what the command line asks for.
         log: of the process.
+        manager: is told what it does.
+        listening: sockets that were handed over to it.
+        seat: among the others, or ``None`` when it is alone.
     """
 
-    def __init__(self, settings: Settings, log: Log) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        log: Log,
+        manager: Manager,
+        listening: Mapping[Address, socket.socket],
+        seat: Seat | None,
+    ) -> None:
         self._settings = settings
         self._log = log
-        self._manager = Manager(os.environ)
+        self._manager = manager
+        self._seat = seat
         self._file = RulesFile(settings.config, watch=settings.watch)
         self._descriptors = Descriptors(
             raise_fd_limit(), splice=settings.relay != "copy", watched=settings.admin is not None
         )
-        self._server = Server(log, settings.config, self._descriptors, settings.max_connections, inherited(os.environ))
+        self._server = Server(
+            log, settings.config, self._descriptors, settings.max_connections, listening, seat.number if seat else 0
+        )
         self._report = Report(settings.config, self._server, self._descriptors, log)
         self._admin: Closable | None = None
 
-    def start(self) -> bool:
+    def live(self, inbox: Inbox, hurry: Sequence[str]) -> Outcome:
+        """Start, serve, drain.
+
+        Args:
+            inbox: where notes come.
+            hurry: those of them that cut a drain short.
+        """
+        try:
+            if not self.start(inbox):
+                return Outcome.NOT_STARTED
+            self.serve(inbox)
+            return self.drain(inbox, hurry)
+        finally:
+            self.close()
+
+    def start(self, inbox: Inbox) -> bool:
         """Open everything; return whether there is anything to serve."""
-        settings, log, server = self._settings, self._log, self._server
+        settings, server = self._settings, self._server
+        if self._seat is not None:
+            self._join(self._seat, inbox)
         rules, problems = read_rules(settings.config, settings.defaults)
         if anybody_may_write(settings.config):
-            log.warning(f"{settings.config}: everybody on this host may change it; chmod o-w {settings.config}")
+            self._say(
+                "warning", f"{settings.config}: everybody on this host may change it; chmod o-w {settings.config}"
+            )
         self._tell(problems)
         if problems and settings.strict:
             return self._give_up(f"{settings.config} has problems and --strict was given")
-        log.info(f"VeilLink {__version__} starts", pid=os.getpid(), config=settings.config, rules=len(rules.rules))
-        obstacle = self._obstacle(rules)
+        self._log.info(
+            f"VeilLink {__version__} starts", pid=os.getpid(), config=settings.config, rules=len(rules.rules)
+        )
+        obstacle = self._obstacle(rules) or self._open_window()
         if obstacle:
             return self._give_up(obstacle)
-        if settings.pidfile and not self._write_pid(settings.pidfile):
-            return False
-        if settings.admin is not None and not self._open_admin(settings.admin):
-            return False
         server.apply(rules)
         self._report.count_reload("applied", problems)
-        if not server.listeners:
+        if not server.listeners and (server.down or not rules.rules):
             return self._give_up("no rule could be started")
         self._announce()
-        self._report.phase = "running"
+        self._enter("running")
         self._manager.ready(self._summary())
         if self._manager.watchdog:
             gevent.spawn(self._stay_alive)
@@ -180,42 +159,51 @@ class _Process:
         gc.set_threshold(_COLLECT_AFTER)
         return True
 
-    def serve(self, inbox: "_Inbox") -> None:
+    def serve(self, inbox: Inbox) -> None:
         """Heed signals and changes of the rules' file until it is time to stop."""
-        while (note := inbox.take(self._file.next_look)) != _STOP:
-            if note == _RELOAD:
-                self._file.ask(time.monotonic())
-            elif note == _DUMP:
-                self._dump()
-            if self._file.due(time.monotonic()):
-                try:
+        while (note := inbox.take(self._file.next_look)) not in (STOP, CUT):
+            try:
+                if note == RELOAD:
+                    self._file.ask(time.monotonic())
+                elif note == DUMP:
+                    self._report.dump()
+                elif note == LEAD:
+                    self._lead()
+                if self._file.due(time.monotonic()):
                     self._reload()
-                except Exception:  # whatever it was, what runs goes on
-                    self._log.error("unforeseen error", traceback=traceback.format_exc())
+            except Exception:  # whatever it was, what runs goes on
+                self._log.error("unforeseen error", traceback=traceback.format_exc())
+        if note == CUT:
+            inbox.leave(CUT)
 
-    def drain(self, inbox: "_Inbox") -> int:
-        """Stop accepting, let connections finish, cut those that do not; a second stop cuts at once.
+    def drain(self, inbox: Inbox, hurry: Sequence[str]) -> Outcome:
+        """Stop accepting, let connections finish, cut those that do not.
 
-        Returns:
-            The exit code: 1 if any had to be cut.
+        Args:
+            inbox: where notes come.
+            hurry: those of them that cut at once.
         """
         log, gate, timeout = self._log, self._server.gate, self._settings.drain_timeout
-        self._report.phase = "draining"
+        self._enter("draining")
+        if self._seat is not None:
+            self._step_aside(self._seat)
         self._server.stop_accepting()
-        self._manager.stopping(f"draining {gate.taken} connections", timeout + _LONGEST_CUT)
+        self._manager.stopping(f"draining {gate.taken} connections", timeout + LONGEST_CUT)
         log.info("stopping", connections=gate.taken, drain_timeout=timeout)
         until = time.monotonic() + timeout
         while gate.taken and time.monotonic() < until:
-            if inbox.take(_DRAIN_LOOK) == _STOP:
+            if inbox.take(_DRAIN_LOOK) in hurry:
                 break
         cut = gate.taken
         if cut:
             log.warning("drain cut short", connections=cut)
             self._cut(inbox)
         log.info("stopped")
-        return 1 if cut else 0
+        outcome = Outcome.CUT_SHORT if cut else Outcome.DRAINED
+        self._enter(outcome.value)
+        return outcome
 
-    def _cut(self, inbox: "_Inbox") -> None:
+    def _cut(self, inbox: Inbox) -> None:
         """End every connection. What the exit would close gets a FIN, and looks complete: so wait while they go."""
         gate = self._server.gate
         self._server.cut()
@@ -229,51 +217,101 @@ class _Process:
         """Close the window, which has been open to the end, and take our number away."""
         if self._admin is not None:
             self._admin.close()
-        if self._settings.pidfile:
-            with contextlib.suppress(OSError, ValueError):
-                file = Path(self._settings.pidfile)
-                if file.read_text() == f"{os.getpid()}\n":  # else it is somebody else's by now
-                    file.unlink()
+        remove_pid(self._settings.pidfile)
 
-    def _write_pid(self, path: str) -> bool:
-        try:
-            Path(path).write_text(f"{os.getpid()}\n")
-        except (OSError, ValueError) as error:
-            return self._give_up(f"cannot write {path}: {getattr(error, 'strerror', None) or error}")
-        return True
+    def _join(self, seat: Seat, inbox: Inbox) -> None:
+        """Take part in the fleet."""
+        self._take_part(seat)
+        if seat.leads:
+            self._server.lead()
+        gevent.spawn(self._take_part_forever, seat, inbox)
+
+    def _take_part_forever(self, seat: Seat, inbox: Inbox) -> None:
+        while self._report.phase in ("starting", "running"):
+            led = seat.leads
+            self._take_part(seat)
+            if seat.leads and not led:
+                inbox.leave(LEAD)
+            gevent.sleep(_LOOK)
+
+    def _take_part(self, seat: Seat) -> None:
+        self._server.share(seat.board.fleet.workers)
+        seat.lead()
+
+    def _lead(self) -> None:
+        """Do what only one of the workers may do, since the one that did it has gone."""
+        self._server.lead()
+        obstacle = self._open_window() if self._admin is None else ""
+        if obstacle:
+            self._log.error(obstacle)
+
+    def _step_aside(self, seat: Seat) -> None:
+        """Leave to the others what they can go on with."""
+        if self._admin is not None and not seat.board.fleet.draining:
+            self._admin.close()
+        seat.resign()
+
+    def _enter(self, phase: str) -> None:
+        self._report.phase = phase
+        self._tell_others()
+
+    def _tell_others(self) -> None:
+        if self._seat is not None:
+            if self._settings.admin is not None:
+                FleetReport(self._report, self._seat, self._log).publish()
+            self._seat.enter(State(self._report.phase, self._report.reads))
 
     def _give_up(self, why: str) -> bool:
         self._log.error(f"not started: {why}")
         return False
 
-    def _open_admin(self, window: Window) -> bool:
+    def _open_window(self) -> str:
+        """Write our number and begin to show the state, where asked; return why not, if it cannot be done."""
+        settings = self._settings
+        if settings.pidfile:
+            obstacle = write_pid(settings.pidfile)
+            if obstacle:
+                return obstacle
+        window = settings.admin
+        if window is None or (window.address.is_unix and self._seat is not None and not self._seat.leads):
+            return ""
         from .admin import Admin, Sources  # 6 MiB that forwarding does not need
 
-        report = self._report
-        sources = Sources(report.status, report.connections, report.obstacle)
+        shown: Report | FleetReport = self._report
+        if self._seat is not None:
+            shown = FleetReport(self._report, self._seat, self._log)
+            shown.publish()
+            gevent.spawn(shown.publish_forever)
+        sources = Sources(shown.status, shown.connections, shown.obstacle)
         try:
-            self._admin = Admin(window.address, window.name, window.token, self._descriptors.admin, sources, self._log)
+            sock = listen(window.address, RuleOptions(), shared=self._seat is not None)
         except OSError as error:
-            reason = f"{error.strerror} ({error_name(error)})"
-            return self._give_up(f"cannot show the state at {window.address}: {reason}")
-        report.measure()
-        self._log.info("showing the state", admin=window.address)
-        return True
+            return f"cannot show the state at {window.address}: {error.strerror} ({error_name(error)})"
+        self._admin = Admin(sock, window.name, window.token, self._descriptors.admin, sources, self._log)
+        self._report.measure()
+        self._say("info", "showing the state", admin=window.address)
+        return ""
+
+    def _say(self, level: str, message: str, **fields: object) -> None:
+        """Tell what all workers would tell: one of them does."""
+        leads = self._seat is None or self._seat.leads
+        getattr(self._log, level if leads else "debug")(message, **fields)
 
     def _tell(self, problems: tuple[Problem, ...]) -> None:
-        for problem in _paced(problems, self._log):
-            self._log.error(problem.at(self._settings.config))
+        for problem in self._log.paced(problems):
+            self._say("error", problem.at(self._settings.config))
 
     def _announce(self) -> None:
         log, server = self._log, self._server
-        for rule in _paced(server.rules.rules, log):
+        for rule in log.paced(server.rules.rules):
             targets = ",".join(str(target.address) for target in rule.targets)
-            log.info("rule", name=rule.name, listen=rule.shown_listen, targets=targets)
+            self._say("info", "rule", name=rule.name, listen=rule.shown_listen, targets=targets)
         off = [name for name in ("idle_timeout", "max_lifetime") if not getattr(self._settings.defaults, name)]
         if off:
-            log.warning(f"by default these limits are off: {', '.join(off)}; a silent connection may stay for ever")
+            limits = ", ".join(off)
+            self._say("warning", f"by default these limits are off: {limits}; a silent connection may stay for ever")
         listeners = len(server.listeners)
-        log.info("file descriptors", limit=self._descriptors.limit, **self._descriptors.shares(listeners))
+        self._say("info", "file descriptors", limit=self._descriptors.limit, **self._descriptors.shares(listeners))
         log.info("ready", listeners=listeners, max_connections=server.gate.limit)
 
     def _summary(self) -> str:
@@ -292,66 +330,25 @@ class _Process:
 
         It is parsed in a thread: 10,000 rows take 0.2 s, in which nothing would be forwarded.
         """
-        settings, log = self._settings, self._log
+        settings = self._settings
         self._manager.reloading()
         rules, problems = get_hub().threadpool.apply(read_rules, (settings.config, settings.defaults))
         self._tell(problems)
         obstacle = f"{printable(settings.config)} has problems" if problems else self._obstacle(rules)
         if obstacle:
-            log.error(f"not reloaded, the rules stay as they were: {obstacle}")
+            self._say("error", f"not reloaded, the rules stay as they were: {obstacle}")
             self._report.count_reload("refused", problems or (Problem(0, 0, obstacle),))
+            self._tell_others()
             self._manager.ready(f"{self._summary()}; the last reload was refused: {obstacle}")
             return
         changes = self._server.apply(rules)
         self._report.count_reload("applied", ())
+        self._tell_others()
         counts = {field.name: len(getattr(changes, field.name)) for field in fields(changes)}
-        log.info("reloaded", config=settings.config, listeners=len(self._server.listeners), **counts)
+        self._say("info", "reloaded", config=settings.config, listeners=len(self._server.listeners), **counts)
         self._manager.ready(self._summary())
 
     def _stay_alive(self) -> None:
         while True:
             self._manager.alive()
             gevent.sleep(self._manager.watchdog / 3)
-
-    def _dump(self) -> None:
-        """Log what runs: each rule with its totals, each target, each listener that is down, each connection."""
-        server, log = self._server, self._log
-        log.info(
-            "state", connections=server.gate.taken, max_connections=server.gate.limit, log_lines_dropped=log.dropped
-        )
-        for name, totals in server.ledger.totals.items():
-            ends = ",".join(f"{end}:{count}" for end, count in totals.ends.items())
-            log.info(
-                "state of rule",
-                rule=name,
-                ended=totals.connections,
-                bytes_in=totals.bytes_in,
-                bytes_out=totals.bytes_out,
-                ends=ends,
-            )
-        for rule, member in _paced(tuple(server.targets()), log):
-            state = "up" if member.up else "down"
-            log.info("state of target", rule=rule.name, target=member.address, state=state, connections=member.active)
-        for address, reason in server.down.items():
-            log.info("state of listener", listen=address, down=reason)
-        now = time.monotonic()
-        for entry in _paced(tuple(server.ledger.live.values()), log):
-            log.info(
-                "state of connection",
-                id=entry.number,
-                rule=entry.rule,
-                client=entry.client,
-                target=entry.target,
-                bytes_in=entry.inbound.bytes,
-                bytes_out=entry.outbound.bytes,
-                age_s=round(now - entry.opened, 1),
-            )
-
-
-def _paced(items: Iterable[_T], log: Log) -> Iterator[_T]:
-    """Yield the items no faster than lines about them are written, if somebody reads."""
-    until = time.monotonic() + _LONG_REPORT
-    for item in items:
-        while log.crowded and time.monotonic() < until:
-            gevent.sleep(_DRAIN_LOOK)
-        yield item

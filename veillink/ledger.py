@@ -5,7 +5,7 @@ Rule: an entry is opened once and closed once; ``live`` holds exactly the ones i
 
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, Final, Protocol
@@ -42,7 +42,7 @@ class Entry:
     """One connection, from accept to its access line.
 
     Args:
-        number: unique in this process.
+        number: unique in this process, and among its siblings.
         rule: the rule's name.
         client: where it comes from.
         listen: the address it was accepted on.
@@ -141,9 +141,14 @@ class Totals:
 
 
 class Ledger:
-    """The account of one process."""
+    """The account of one process.
 
-    def __init__(self) -> None:
+    Args:
+        before: the number before that of the first connection.
+    """
+
+    def __init__(self, before: int = 0) -> None:
+        self._before = before
         self.live: dict[int, Entry] = {}
         self.totals: defaultdict[str, Totals] = defaultdict(Totals)
         self.opened = 0
@@ -153,7 +158,7 @@ class Ledger:
     ) -> Entry:
         """Enter a connection that was just accepted."""
         self.opened += 1
-        entry = Entry(self.opened, rule, client, listen, now, interrupt)
+        entry = Entry(self._before + self.opened, rule, client, listen, now, interrupt)
         self.live[entry.number] = entry
         return entry
 
@@ -200,3 +205,25 @@ def _account(totals: Totals) -> dict[str, Any]:
         "connect_seconds": totals.connect_seconds.snapshot(),
         "duration_seconds": totals.duration_seconds.snapshot(),
     }
+
+
+def add_accounts(accounts: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Return what the accounts of one rule in several processes add up to.
+
+    Args:
+        accounts: at least one, as ``Ledger.snapshot`` returns them.
+    """
+    accounts = tuple(accounts)
+    total = {key: sum(account[key] for account in accounts) for key in ("active", "total", "bytes_in", "bytes_out")}
+    ends: Counter[str] = Counter()
+    for account in accounts:
+        ends.update(account["ends"])
+    times = {
+        key: _add_histograms([account[key] for account in accounts]) for key in ("connect_seconds", "duration_seconds")
+    }
+    return total | {"ends": dict(ends)} | times
+
+
+def _add_histograms(histograms: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    counts = [sum(column) for column in zip(*(each["counts"] for each in histograms), strict=True)]
+    return {"le": histograms[0]["le"], "counts": counts, "sum": sum(each["sum"] for each in histograms)}

@@ -10,9 +10,14 @@ import queue
 import select
 import threading
 import time
-from typing import Any, Final
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final, TypeVar
 
+import gevent
 from gevent.hub import get_hub
+
+from .model import Settings
 
 LEVELS: Final = ("debug", "info", "warning", "error")
 
@@ -23,6 +28,12 @@ _BATCH_LINES: Final = 1000
 _GATHER: Final = 0.01
 _LONGEST_VALUE: Final = 300
 _LONGEST_TRACEBACK: Final = 10_000
+
+# How long a report of thousands of lines may take because its reader is slow, in seconds.
+_LONG_REPORT: Final = 2.0
+
+_T = TypeVar("_T")
+_NOTHING: Final[Mapping[str, object]] = {}
 
 
 def _longest(key: str) -> int:
@@ -49,6 +60,48 @@ def _plain(value: object, longest: int = _LONGEST_VALUE) -> object:
     return text[:longest] + "..." if len(text) > longest else text
 
 
+class Lines:
+    """How log lines look, and which there are.
+
+    Args:
+        json_lines: one JSON object a line instead of text.
+        level: the least of ``LEVELS`` that is written.
+        always: fields that every line has, but those about a connection.
+    """
+
+    def __init__(self, *, json_lines: bool, level: str, always: Mapping[str, object] = _NOTHING) -> None:
+        self._json = json_lines
+        self._level = LEVELS.index(level)
+        self._always = always
+        self._second = (0, "")
+
+    def wants(self, level: str) -> bool:
+        """Return whether lines of that level are written."""
+        return LEVELS.index(level) >= self._level
+
+    def line(self, level: str, message: str, fields: Mapping[str, object]) -> str:
+        """Return a line about the process."""
+        fields = {**fields, **self._always}
+        if self._json:
+            whole = {"time": self._now(), "level": level, "message": message} | fields
+            return json.dumps({key: _plain(value, _longest(key)) for key, value in whole.items()})
+        words = [f"{key}={escape(value, _longest(key))}" for key, value in fields.items()]
+        return " ".join([self._now(), level, _printable(message), *words])
+
+    def access(self, fields: Mapping[str, object]) -> str:
+        """Return the line about a connection."""
+        if self._json:
+            return json.dumps({"time": self._now()} | {key: _plain(value) for key, value in fields.items()})
+        return f"time={self._now()} " + " ".join(f"{key}={escape(value)}" for key, value in fields.items())
+
+    def _now(self) -> str:
+        now = time.time()
+        second = int(now)
+        if second != self._second[0]:
+            self._second = (second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)))
+        return f"{self._second[1]}.{int((now - second) * 1000):03d}Z"
+
+
 class Log:
     """The process's log.
 
@@ -57,16 +110,23 @@ class Log:
         level: the least of ``LEVELS`` that is written.
         access: whether connections get their access line.
         fd: the descriptor to write to.
+        always: fields that every line has, but access lines.
     """
 
-    def __init__(self, *, json_lines: bool = False, level: str = "info", access: bool = True, fd: int = 1) -> None:
-        self._json = json_lines
-        self._level = LEVELS.index(level)
-        self.access_lines = access and self._level <= LEVELS.index("info")
+    def __init__(
+        self,
+        *,
+        json_lines: bool = False,
+        level: str = "info",
+        access: bool = True,
+        fd: int = 1,
+        always: Mapping[str, object] = _NOTHING,
+    ) -> None:
+        self._lines = Lines(json_lines=json_lines, level=level, always=always)
+        self.access_lines = access and self._lines.wants("info")
         self._fd = fd
         self._queue: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._suppressed: dict[tuple[str, str], int] = {}
-        self._second = (0, "")
         self._refused = 0
         self._unwritten = 0
         self._writer = threading.Thread(target=self._write_all, name="log", daemon=True)
@@ -116,29 +176,12 @@ class Log:
 
     def access(self, fields: dict[str, object]) -> None:
         """Write the one line that a connection gets when it ends."""
-        if not self.access_lines:
-            return
-        if self._json:
-            self._put(json.dumps({"time": self._now()} | {key: _plain(value) for key, value in fields.items()}))
-        else:
-            self._put(f"time={self._now()} " + " ".join(f"{key}={escape(value)}" for key, value in fields.items()))
+        if self.access_lines:
+            self._put(self._lines.access(fields))
 
     def _line(self, level: str, message: str, fields: dict[str, object]) -> None:
-        if LEVELS.index(level) < self._level:
-            return
-        if self._json:
-            whole = {"time": self._now(), "level": level, "message": message} | fields
-            self._put(json.dumps({key: _plain(value, _longest(key)) for key, value in whole.items()}))
-        else:
-            words = [f"{key}={escape(value, _longest(key))}" for key, value in fields.items()]
-            self._put(" ".join([self._now(), level, _printable(message), *words]))
-
-    def _now(self) -> str:
-        now = time.time()
-        second = int(now)
-        if second != self._second[0]:
-            self._second = (second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)))
-        return f"{self._second[1]}.{int((now - second) * 1000):03d}Z"
+        if self._lines.wants(level):
+            self._put(self._lines.line(level, message, fields))
 
     def _put(self, line: str) -> None:
         if self._queue.qsize() < _QUEUE_LINES:
@@ -150,6 +193,14 @@ class Log:
     def crowded(self) -> bool:
         """Whether the queue is more than half full: a long report waits then, so that none of its lines is dropped."""
         return self._queue.qsize() > _QUEUE_LINES // 2
+
+    def paced(self, items: Iterable[_T]) -> Iterator[_T]:
+        """Yield items no faster than lines about them are written, if somebody reads."""
+        until = time.monotonic() + _LONG_REPORT
+        for item in items:
+            while self.crowded and time.monotonic() < until:
+                gevent.sleep(_GATHER)
+            yield item
 
     @property
     def dropped(self) -> int:
@@ -172,7 +223,8 @@ class Log:
             closing = None in batch
             lines = [line for line in batch if line is not None]
             dropped = self.dropped
-            notice = [self._dropped_line(dropped - reported)] if dropped > reported else []
+            lost = f"{dropped - reported} log lines dropped"
+            notice = [self._lines.line("warning", lost, {})] if dropped > reported else []
             if _write(self._fd, torn + "\n".join([*notice, *lines, ""]).encode()):
                 reported, torn = dropped, b""
             else:
@@ -187,11 +239,21 @@ class Log:
             batch.append(self._queue.get())
         return batch
 
-    def _dropped_line(self, count: int) -> str:
-        message = f"{count} log lines dropped"
-        if self._json:
-            return json.dumps({"time": self._now(), "level": "warning", "message": message})
-        return f"{self._now()} warning {message}"
+
+@contextmanager
+def opened(settings: Settings, always: Mapping[str, object] = _NOTHING) -> Iterator[Log]:
+    """Give a process the log that its options ask for.
+
+    Args:
+        settings: the options.
+        always: fields that every line has, but access lines.
+    """
+    json_lines = settings.log_format == "json"
+    log = Log(json_lines=json_lines, level=settings.log_level, access=settings.access_log, always=always)
+    try:
+        yield log
+    finally:
+        log.close()
 
 
 def _printable(message: str) -> str:

@@ -4,7 +4,7 @@ Rule: labels come from the rules' file alone; what clients send never becomes on
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -13,22 +13,23 @@ from prometheus_client.registry import Collector
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-class Metrics:
-    """Everything that is measured."""
+_PROCESS: Final = ProcessCollector(registry=None)
 
-    def __init__(self) -> None:
-        self._process = ProcessCollector(registry=None)
 
-    def text(self, status: dict[str, Any]) -> bytes:
-        """Return it as text.
+def of_process() -> dict[str, float]:
+    """Return what the system counts of this process, by the names of the metrics: time, memory, descriptors."""
+    return {sample.name: sample.value for family in _PROCESS.collect() for sample in family.samples}
 
-        Args:
-            status: the state, as ``/api/status`` shows it.
-        """
-        registry = CollectorRegistry(auto_describe=False)
-        registry.register(_Collector(status))
-        registry.register(self._process)
-        return generate_latest(registry)
+
+def text(status: dict[str, Any]) -> bytes:
+    """Return everything that is measured as text.
+
+    Args:
+        status: the state, as ``/api/status`` shows it.
+    """
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Collector(status))
+    return generate_latest(registry)
 
 
 class _Collector(Collector):
@@ -36,11 +37,18 @@ class _Collector(Collector):
         self._status = status
 
     def collect(self) -> Iterator[Metric]:
-        yield from _of_process(self._status)
+        yield from _of_fleet(self._status)
+        yield from _of_system(self._status["process"])
         yield from _of_rules(self._status["rules"])
 
 
-def _of_process(status: dict[str, Any]) -> Iterator[Metric]:
+def _of_system(values: dict[str, float]) -> Iterator[Metric]:
+    for family in _PROCESS.collect():
+        family.samples = [each._replace(value=values[each.name]) for each in family.samples if each.name in values]
+        yield family
+
+
+def _of_fleet(status: dict[str, Any]) -> Iterator[Metric]:
     build = GaugeMetricFamily("veillink_build_info", "The version that runs.", labels=["version"])
     build.add_metric([status["version"]], 1)
     yield build

@@ -213,3 +213,38 @@ class RuleSet:
     """Everything one configuration file asks for: rules whose listen addresses do not overlap."""
 
     rules: tuple[Rule, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Where the state is shown over HTTP.
+
+    Args:
+        address: numeric, or a UNIX socket.
+        name: the host name it may be called by, or nothing.
+        token: what has to be shown, or nothing.
+    """
+
+    address: Address
+    name: str
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the command line asks for; the fields are its options."""
+
+    config: str
+    strict: bool
+    watch: bool
+    drain_timeout: float
+    max_connections: int
+    relay: str
+    workers: int
+    worker_timeout: float
+    pidfile: str
+    log_format: str
+    log_level: str
+    access_log: bool
+    admin: Window | None
+    defaults: RuleOptions

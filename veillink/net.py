@@ -83,13 +83,15 @@ def set_keepalive(sock: _socket.socket, seconds: float) -> None:
         sock.setsockopt(*option)
 
 
-def listen(address: Address, options: RuleOptions) -> socket.socket:
+def listen(address: Address, options: RuleOptions, *, shared: bool = False) -> socket.socket:
     """Return a listening socket.
 
     Args:
         address: numeric, or with an empty host for every address of both families (``::`` is IPv6 alone), or a UNIX
             socket: its file is removed when the socket is closed, and replaced if nobody listens there any more.
         options: of its rule; ``keepalive`` and ``socket_mode`` count.
+        shared: other processes of this user may listen there too, and the kernel gives each a part of the clients
+            (SO_REUSEPORT in socket(7)); a UNIX socket cannot be shared.
 
     Raises:
         OSError: the address cannot be had.
@@ -97,26 +99,52 @@ def listen(address: Address, options: RuleOptions) -> socket.socket:
     if address.is_unix:
         return UnixListener(address.path, options.socket_mode)
     if address.host:
-        return _listen(address, options.keepalive, dual=False)
+        return _listen(address, options.keepalive, dual=False, shared=shared)
     try:
-        return _listen(Address("::", address.port), options.keepalive, dual=True)
+        return _listen(Address("::", address.port), options.keepalive, dual=True, shared=shared)
     except OSError as error:
         if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
             raise
-        return _listen(Address("0.0.0.0", address.port), options.keepalive, dual=False)  # a host without IPv6
+        everywhere = Address("0.0.0.0", address.port)  # on a host without IPv6
+        return _listen(everywhere, options.keepalive, dual=False, shared=shared)
 
 
-def _listen(address: Address, keepalive: float, *, dual: bool) -> socket.socket:
+def is_shared(address: Address) -> bool:
+    """Return whether another process of this user listens there and would share its clients with whoever joins it."""
+    if address.is_unix:
+        return False
+    dual = not address.host
+    address = address if address.host else Address("::", address.port)
+    try:
+        _bind(address, dual=dual, shared=False).close()
+    except OSError:
+        with contextlib.suppress(OSError):
+            _bind(address, dual=dual, shared=True).close()
+            return True
+    return False
+
+
+def _listen(address: Address, keepalive: float, *, dual: bool, shared: bool) -> socket.socket:
+    sock = _bind(address, dual=dual, shared=shared)
+    try:
+        sock.setblocking(False)
+        _set_inherited(sock, keepalive)
+        sock.listen(BACKLOG)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _bind(address: Address, *, dual: bool, shared: bool) -> socket.socket:
     family, where = numeric(address)
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
-        sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if dual else 1)
-        _set_inherited(sock, keepalive)
         sock.bind(where)
-        sock.listen(BACKLOG)
     except BaseException:
         sock.close()
         raise

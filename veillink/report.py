@@ -5,20 +5,32 @@ Rule: showing changes nothing, and costs the loop no more than a pass over the l
 
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
 import gevent
+from gevent.hub import get_hub
 
 from . import __version__
 from .ledger import Ledger
 from .limits import Descriptors, Gate
 from .log import Log
+from .model import Address
 from .rules import Problem
+from .scoreboard import Seat
 
 _SAMPLE: Final = 0.5  # seconds from one look at the loop's lag and the counters to the next
 _SAMPLES: Final = 20  # rates and lag are those of the last ten seconds
+
+
+# Seconds from one publication to the next; and how many times longer a worker does other things: 3,000 rules take it a
+# tenth of a second.
+_PUBLISH: Final = 0.4
+_PUBLISH_SHARE: Final = 30
+# How long to wait for other workers to tell their connections, and how old these may be, in seconds.
+_TELLING: Final = 1.5
+_FRESH: Final = 1.0
 
 
 class Shown(Protocol):
@@ -31,6 +43,10 @@ class Shown(Protocol):
     @property
     def gate(self) -> Gate:
         """How many it may hold."""
+
+    @property
+    def down(self) -> Mapping[Address, str]:
+        """Where it cannot listen, and why."""
 
     def rules_down(self) -> list[str]:
         """Return the names of the rules that do not have all their ports."""
@@ -75,6 +91,11 @@ class Report:
             "problems": [problem.at(self._source) for problem in problems],
         }
 
+    @property
+    def reads(self) -> int:
+        """How often the rules' file was read."""
+        return self._reloads.total()
+
     def obstacle(self) -> str:
         """Return why no more clients should be sent here, or nothing."""
         if self.phase != "running":
@@ -84,11 +105,13 @@ class Report:
 
     def status(self) -> dict[str, Any]:
         """Return the state of the process and of every rule."""
+        process = get_hub().threadpool.apply(_process)  # 20,000 descriptors take 10 ms to count
         bytes_in, bytes_out = self._server.ledger.moved()
         return {
             "version": __version__,
             "phase": self.phase,
             "uptime": round(time.monotonic() - self._began, 1),
+            "process": process,
             "rates": self._rates(),
             "limits": {"connections": self._server.gate.limit, "descriptors": self._descriptors.limit},
             "totals": {
@@ -118,6 +141,34 @@ class Report:
                 "bytes_out": entry.outbound.bytes,
             }
 
+    def dump(self) -> None:
+        """Log what runs: each rule with its account, each target, each listener that is down, each connection."""
+        log, status = self._log, self.status()
+        log.info(
+            "state",
+            connections=status["totals"]["active"],
+            max_connections=status["limits"]["connections"],
+            log_lines_dropped=status["log_lines_dropped"],
+        )
+        for rule in log.paced(status["rules"]):
+            log.info(
+                "state of rule",
+                rule=rule["name"],
+                active=rule["active"],
+                total=rule["total"],
+                bytes_in=rule["bytes_in"],
+                bytes_out=rule["bytes_out"],
+                ends=",".join(f"{end}:{count}" for end, count in rule["ends"].items()),
+            )
+            for target in rule["targets"]:
+                state = "up" if target["up"] else "down"
+                of_target = {"target": target["target"], "state": state, "connections": target["active"]}
+                log.info("state of target", rule=rule["name"], **of_target)
+        for address, reason in self._server.down.items():
+            log.info("state of listener", listen=address, down=reason)
+        for connection in log.paced(tuple(self.connections())):
+            log.info("state of connection", **connection)
+
     def _sample_forever(self) -> None:
         while True:
             due = time.monotonic() + _SAMPLE
@@ -131,3 +182,69 @@ class Report:
             return dict.fromkeys(names, 0.0)
         (began, *first), (ended, *last) = self._moved[0], self._moved[-1]
         return {name: round((b - a) / (ended - began), 1) for name, a, b in zip(names, first, last, strict=True)}
+
+
+def _process() -> dict[str, float]:
+    from .metrics import of_process  # 6 MiB that forwarding does not need
+
+    return of_process()
+
+
+class FleetReport:
+    """What all workers show, from any of them.
+
+    Each answers from what was published, for itself too: counters that are ahead of it would fall in the next answer,
+    which comes from another worker.
+
+    Args:
+        report: of this worker.
+        seat: of this worker.
+        log: told when it cannot be published.
+    """
+
+    def __init__(self, report: Report, seat: Seat, log: Log) -> None:
+        self._report = report
+        self._seat = seat
+        self._log = log
+
+    def publish(self) -> None:
+        """Show the others the state of this worker."""
+        try:
+            status = self._report.status()
+            get_hub().threadpool.apply(self._seat.publish, (status,))
+            if self._seat.board.is_asked_for_connections():
+                get_hub().threadpool.apply(self._seat.publish_connections, (list(self._report.connections()),))
+        except OSError as error:
+            self._log.limited("cannot share the state with other workers", str(self._seat.board.folder), reason=error)
+
+    def publish_forever(self) -> None:
+        """Do it again and again."""
+        while True:
+            began = time.process_time()
+            self.publish()
+            gevent.sleep(max(_PUBLISH, _PUBLISH_SHARE * (time.process_time() - began)))
+
+    def status(self) -> dict[str, Any]:
+        """Return the state of all workers as if they were one."""
+        status: dict[str, Any] = get_hub().threadpool.apply(self._seat.board.status)
+        return status
+
+    def connections(self) -> list[dict[str, Any]]:
+        """Return every live connection of every worker; of one that does not tell them in time, what it last told."""
+        board = self._seat.board
+        board.ask_for_connections()
+        now = time.monotonic()
+        while time.monotonic() < now + _TELLING:
+            found: list[dict[str, Any]] | None = get_hub().threadpool.apply(board.connections, (now - _FRESH,))
+            if found is not None:
+                return found
+            gevent.sleep(_PUBLISH / 8)
+        return board.connections(0.0) or []
+
+    def obstacle(self) -> str:
+        """Return why no more clients should be sent here, or nothing."""
+        status = self.status()
+        if status["phase"] != "running":
+            return str(status["phase"])
+        down = [rule["name"] for rule in status["rules"] if not rule["listener_up"]]
+        return f"not listening: {', '.join(down)}" if down else ""

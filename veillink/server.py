@@ -33,6 +33,8 @@ from .upstream import Probes, Route
 
 # Thousands of rules take a while to apply: others get their turn after so many.
 _AT_A_TIME: Final = 100
+# What each worker may number before it meets the next one's numbers; 9 million workers fit into a double.
+_NUMBERS: Final = 1_000_000_000
 _FIRST_RETRY: Final = 1.0
 _LAST_RETRY: Final = 10.0
 
@@ -58,6 +60,7 @@ class Server:
         descriptors: what the process may have.
         max_connections: the most connections at a time; 0 for as many as the descriptors allow.
         inherited: listening sockets that are there already.
+        worker: the process's number among several that listen at the same addresses; 0: it is alone.
     """
 
     def __init__(
@@ -67,9 +70,10 @@ class Server:
         descriptors: Descriptors,
         max_connections: int,
         inherited: Mapping[Address, socket.socket] = _NONE,
+        worker: int = 0,
     ) -> None:
         self.gate = Gate()
-        self.ledger = Ledger()
+        self.ledger = Ledger(worker * _NUMBERS)
         self.listeners: dict[Address, Listener] = {}
         self.down: dict[Address, str] = {}
         self.rules = RuleSet()
@@ -78,6 +82,9 @@ class Server:
         self._descriptors = descriptors
         self._max_connections = max_connections
         self._inherited = inherited
+        self._shared = worker > 0
+        self._workers = 1
+        self._leads = worker == 0
         self._names = Names(log, descriptors.lookups)
         self._patience = Patience()
         self._pipes = Pipes(descriptors.pipes)
@@ -110,6 +117,7 @@ class Server:
             address: Entrance(each.service, offset, each.gate)
             for each in running.values()
             for address, offset in each.service.rule.listens()
+            if self._leads or not address.is_unix or address in self._inherited
         }
         self.rules = rules
         self._names.keep(_host_names(rules))
@@ -131,6 +139,20 @@ class Server:
         self._report_down()
         self._retrier = gevent.spawn(self._retry) if self.down else None
         return changes
+
+    def share(self, workers: int) -> None:
+        """Be one of so many: each limit is divided among them, but everyone may hold one connection."""
+        if workers != self._workers:
+            self._workers = workers
+            for running in self._running.values():
+                running.gate.limit = self._part(running.service.rule.options.max_connections)
+                running.gate.wake()
+            self._set_limit()
+
+    def lead(self) -> None:
+        """Be the one that listens at UNIX sockets, which cannot be shared."""
+        self._leads = True
+        self.apply(self.rules)
 
     def stop_accepting(self) -> None:
         """Close every listener and stop probing; connections go on."""
@@ -184,7 +206,7 @@ class Server:
         )
         service = Service(rule, route, self.ledger, self._patience, self._pipes, self._log)
         gate = last.gate if last else Gate(self.gate)
-        gate.limit = rule.options.max_connections or math.inf
+        gate.limit = self._part(rule.options.max_connections)
         probes = (
             Probes(route, rule.options, self._probing, random.random) if rule.options.health is Health.TCP else None
         )
@@ -218,7 +240,7 @@ class Server:
 
     def _listen(self, address: Address, options: RuleOptions) -> socket.socket:
         given = self._inherited.get(address)
-        return listen(address, options) if given is None else take_over(given, options.keepalive)
+        return listen(address, options, shared=self._shared) if given is None else take_over(given, options.keepalive)
 
     def _hand_over(self, listener: Listener, entrance: Entrance) -> None:
         if listener.entrance == entrance:
@@ -237,8 +259,11 @@ class Server:
 
     def _set_limit(self) -> None:
         room = self._descriptors.connections(len(self._wanted))
-        self.gate.limit = max(0, min(room, self._max_connections or room))
+        self.gate.limit = max(0, min(room, self._part(self._max_connections)))
         self.gate.wake()
+
+    def _part(self, limit: int) -> float:
+        return max(1, limit // self._workers) if limit else math.inf
 
     def _report_down(self) -> None:
         lines = {rule: rule.line for rule in self.rules.rules}  # a rule that stayed the same may have moved

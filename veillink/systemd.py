@@ -1,4 +1,4 @@
-"""Speak with the service manager: what it is told, and the listening sockets that it hands over.
+"""Speak with the service manager: what it is told, the sockets that it hands over, the file with our number.
 
 Rule: without a manager nothing happens; a manager that does not listen is no error.
 """
@@ -8,6 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final
 
 from .cells import printable
@@ -45,6 +46,10 @@ class Manager:
         """Say that the process ends, and will need so many seconds more."""
         self._tell("STOPPING=1", f"STATUS={status}", f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}")
 
+    def succeeded(self, pid: int) -> None:
+        """Say that another process is the main one from now on."""
+        self._tell(f"MAINPID={pid}")
+
     def alive(self) -> None:
         """Give the sign of life that its watchdog waits for."""
         self._tell("WATCHDOG=1")
@@ -56,6 +61,24 @@ class Manager:
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
             sock.setblocking(False)
             sock.sendto("\n".join(map(printable, lines)).encode(errors="backslashreplace"), path)
+
+
+def write_pid(path: str) -> str:
+    """Write this process's number to a file; return why not, if it cannot be done."""
+    try:
+        Path(path).write_text(f"{os.getpid()}\n")
+    except (OSError, ValueError) as error:
+        return f"cannot write {path}: {getattr(error, 'strerror', None) or error}"
+    return ""
+
+
+def remove_pid(path: str) -> None:
+    """Remove that file, unless somebody else's number is in it by now."""
+    if path:
+        with contextlib.suppress(OSError, ValueError):
+            file = Path(path)
+            if file.read_text() == f"{os.getpid()}\n":
+                file.unlink()
 
 
 def inherited(environ: Mapping[str, str]) -> dict[Address, socket.socket]:

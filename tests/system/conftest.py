@@ -1,5 +1,7 @@
 """Fixtures for tests that run the real program."""
 
+import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,7 +11,9 @@ import pytest
 
 from .ends import Ends
 from .harness import HOST, Backend, Handler, VeilLink, running
+from .manager import Manager
 from .namespace import Network
+from .window import Window
 
 Start = Callable[..., VeilLink]
 Serve = Callable[..., Backend]
@@ -75,3 +79,18 @@ def hold(start: Callable[..., VeilLink]) -> Iterator[Hold]:
             return stack.enter_context(Ends(start, row, **more))
 
         yield _hold
+
+
+@pytest.fixture
+def window() -> Window:
+    """Choose a place for a window; its ``option`` opens it."""
+    return Window()
+
+
+@pytest.fixture(params=["path", "abstract"])
+def manager(request: pytest.FixtureRequest) -> Iterator[Manager]:
+    """Be the service manager; its ``env`` lets a program find it."""
+    with tempfile.TemporaryDirectory(prefix="vl") as folder:  # a name that leaves room for a path of 107 bytes
+        manager = Manager(f"@veillink-test-{os.getpid()}" if request.param == "abstract" else f"{folder}/notify")
+        yield manager
+        manager.close()

@@ -2,7 +2,6 @@
 
 import base64
 import contextlib
-import http.client
 import json
 import os
 import re
@@ -15,63 +14,16 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from .conftest import Forward, Serve, Start
-from .harness import HOST, VEILLINK, VeilLink, echo, eventually, exchange, free_port, read_exactly, read_to_eof
+from .harness import HOST, VEILLINK, VeilLink, echo, eventually, exchange, free_port, read_exactly
+from .load import Load
+from .window import Window
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 TOKEN = "s3cret:with=odd/characters"
-
-
-class Window:
-    """What a VeilLink shows at a port of this host."""
-
-    def __init__(self) -> None:
-        self.port = free_port()
-        self.option = f"--admin={HOST}:{self.port}"
-
-    def get(self, path: str, method: str = "GET", **headers: str) -> tuple[int, http.client.HTTPMessage, bytes]:
-        """Return the status, the headers and the body of the answer."""
-        connection = http.client.HTTPConnection(HOST, self.port, timeout=10)
-        with contextlib.closing(connection):
-            connection.request(method, path, headers=headers)
-            answer = connection.getresponse()
-            return answer.status, answer.headers, answer.read()
-
-    def json(self, path: str, **headers: str) -> Any:
-        """Return an answer that is JSON."""
-        status, _, body = self.get(path, **headers)
-        assert status == 200, body
-        return json.loads(body)
-
-    def rule(self, name: str) -> dict[str, Any]:
-        """Return what it says of one rule."""
-        (rule,) = [rule for rule in self.json("/api/status")["rules"] if rule["name"] == name]
-        return dict(rule)
-
-    def metrics(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-        """Return every sample by name and labels."""
-        text = self.get("/metrics")[2].decode()
-        return {
-            (sample.name, tuple(sorted(sample.labels.items()))): sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-        }
-
-    def raw(self, request: bytes, seconds: float = 10) -> bytes:
-        """Return all that is answered to these bytes."""
-        with socket.create_connection((HOST, self.port), seconds) as sock:
-            sock.sendall(request)
-            return read_to_eof(sock)
-
-
-@pytest.fixture
-def window() -> Window:
-    return Window()
 
 
 def come_and_go(veillink: VeilLink, window: Window) -> None:
@@ -364,6 +316,34 @@ def _stall_of_a_look(window: Window, probe: socket.socket) -> float:
         stop.set()
         talker.join()
     return slowest
+
+
+@pytest.mark.parametrize("workers", [(), ("--workers=3",)], ids=["alone", "three workers"])
+def test_after_ten_thousand_connections_of_all_kinds_the_account_is_exact(
+    workers: tuple[str, ...], start: Start, window: Window
+) -> None:
+    refused = free_port()
+    with Load() as load:
+        rows = load.rows(f"{HOST}:{{port}}", "name=web") + f"{HOST}:{refused},{HOST},{free_port()},name=dead\n"
+        veillink = start(rows, window.option, "--no-access-log", *workers)
+        good = veillink.port
+        stories = [("echo", good), ("reset", good), ("wait", refused), ("echo_last", good), ("echo", good)]
+        load.begin(stories, 10_000, 100)
+        seen = []
+        loading = threading.Thread(target=lambda: seen.append(load.end()))
+        loading.start()
+        active: set[float] = set()
+        while loading.is_alive():
+            samples = window.metrics()
+            active |= {samples["veillink_connections_active", (("rule", name),)] for name in ("web", "dead")}
+        loading.join()
+        assert sum(seen[0][1].values()) == 10_000
+        eventually(lambda: window.json("/api/status")["totals"]["active"] == 0, what="none is left")
+        assert min(active) >= 0
+        assert max(active) > 0
+        for name, count in (("web", 8000), ("dead", 2000)):
+            rule = window.rule(name)
+            assert (rule["active"], rule["total"], sum(rule["ends"].values())) == (0, count, count)
 
 
 # --- UNIX sockets and the command line -------------------------------------------------------------------------------

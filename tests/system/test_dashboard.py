@@ -13,7 +13,7 @@ from selenium.webdriver.remote.webelement import WebElement
 
 from .conftest import Serve, Start
 from .harness import HOST, Backend, VeilLink, echo, eventually, free_port, read_exactly
-from .test_admin import Window
+from .window import Window
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 

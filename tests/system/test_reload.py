@@ -302,7 +302,7 @@ def test_a_rule_that_stays_keeps_its_socket_and_its_totals_although_its_row_move
         veillink.seconds_to_echo()
     veillink.seconds_to_echo(other)
     veillink.access(4)
-    assert state_of(veillink, "kept")["ended"] == 3
+    assert state_of(veillink, "kept")["total"] == 3
     veillink.reload(f"{HOST}:{third},{HOST},{port}\n# moved\n\n{changed},idle_timeout=1h\n{kept}")
     reloaded = veillink.logged("^reloaded$")[0]
     assert {name: reloaded[name] for name in ("added", "removed", "changed", "same")} == {
@@ -315,8 +315,8 @@ def test_a_rule_that_stays_keeps_its_socket_and_its_totals_although_its_row_move
     for number in (0, 0, other):
         veillink.seconds_to_echo(number)
     veillink.access(7)
-    assert state_of(veillink, "kept")["ended"] == state_of(veillink, "kept")["bytes_out"] == 5
-    assert state_of(veillink, "changed")["ended"] == 2
+    assert state_of(veillink, "kept")["total"] == state_of(veillink, "kept")["bytes_out"] == 5
+    assert state_of(veillink, "changed")["total"] == 2
 
 
 def _faulty(path: Path) -> list[str]:

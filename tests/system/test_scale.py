@@ -46,7 +46,7 @@ def assert_account_is_even(veillink: VeilLink, ended: int) -> None:
     assert '"connections": 0' in veillink.wait_for_line('"message": "state"')
 
     def counted() -> int:
-        return sum(map(int, re.findall(r'"rule": "(?!canary)[^"]*", "ended": (\d+)', veillink.output)))
+        return sum(map(int, re.findall(r'"rule": "(?!canary)[^"]*", "active": 0, "total": (\d+)', veillink.output)))
 
     eventually(lambda: counted() == ended, 5, f"{ended} ended connections in the state")
 

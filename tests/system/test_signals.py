@@ -355,10 +355,10 @@ def test_usr1_shows_the_totals_the_live_connections_and_the_listeners_that_are_d
             exchange(living, b"123")
             veillink.send(SIGUSR1)
             source = living.getsockname()[1]
-            connection = rf"rule=main client={HOST}:{source} target={HOST}:{target} bytes_in=3 bytes_out=3"
-            veillink.wait_for_line(rf" info state of connection id=\d+ {connection} age_s=\d")
+            connection = rf"rule=main client={HOST}:{source} target={HOST}:{target} age=[\d.]+ bytes_in=3 bytes_out=3"
+            veillink.wait_for_line(rf" info state of connection id=\d+ {connection}$")
             veillink.wait_for_line(r" info state connections=1 max_connections=77 log_lines_dropped=0$")
-            totals = r"rule=main ended=1 bytes_in=5 bytes_out=5 ends=closed:1$"
+            totals = r"rule=main active=1 total=2 bytes_in=8 bytes_out=8 ends=closed:1$"
             veillink.wait_for_line(rf" info state of rule {totals}")
             veillink.wait_for_line(rf" info state of listener listen={HOST}:{taken} down=.*EADDRINUSE")
 

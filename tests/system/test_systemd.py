@@ -6,7 +6,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,37 +14,9 @@ import pytest
 
 from .conftest import Forward, Serve
 from .harness import HOST, VEILLINK, echo, free_port, read_exactly, saying
+from .manager import Manager
 
 UNIT = Path(__file__).parents[2] / "deploy" / "veillink.service"
-
-
-class Manager:
-    """The service manager's side of sd_notify(3): a datagram socket."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.bind("\0" + path[1:] if path.startswith("@") else path)
-        self._socket.settimeout(10)
-
-    @property
-    def env(self) -> dict[str, str]:
-        return {"NOTIFY_SOCKET": self._path}
-
-    def told(self) -> dict[str, str]:
-        """Return the next message."""
-        return dict(line.split("=", 1) for line in self._socket.recv(4096).decode().splitlines())
-
-    def close(self) -> None:
-        self._socket.close()
-
-
-@pytest.fixture(params=["path", "abstract"])
-def manager(request: pytest.FixtureRequest) -> Iterator[Manager]:
-    with tempfile.TemporaryDirectory(prefix="vl") as folder:  # a name that leaves room for a path of 107 bytes
-        manager = Manager(f"@veillink-test-{os.getpid()}" if request.param == "abstract" else f"{folder}/notify")
-        yield manager
-        manager.close()
 
 
 def test_it_is_ready_once_it_listens_and_tells_of_reloads_and_of_stopping(forward: Forward, manager: Manager) -> None:

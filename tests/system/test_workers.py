@@ -1,0 +1,678 @@
+"""All cores: a master and its workers, what they share, and what happens when one of them ends."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .conftest import Serve, Start
+from .harness import (
+    HOST,
+    VEILLINK,
+    VeilLink,
+    echo,
+    eventually,
+    exchange,
+    free_port,
+    nobody_listens,
+    read_to_eof,
+    saying,
+)
+from .manager import Manager
+from .test_reload import Visitors
+from .window import Window
+
+CONF = Path(__file__).parents[2] / "deploy" / "gunicorn.conf.py"
+
+
+class Fleet:
+    """A running master."""
+
+    def __init__(self, veillink: VeilLink) -> None:
+        self.veillink = veillink
+
+    def workers(self) -> list[int]:
+        """Return the pids of its workers, the oldest first."""
+        return children(self.veillink.pid)
+
+    def holders(self, socks: list[socket.socket]) -> list[int]:
+        """Return for each client's socket the pid of the worker that serves it."""
+        owners = {link: pid for pid in self.workers() for link in sockets_of(pid)}
+        return [owners[inode_of(sock)] for sock in socks]
+
+    def all_answer(self, word: bytes, port: int = 0) -> bool:
+        """Return whether every one of many clients is told that."""
+        return {self.veillink.heard(port) for _ in range(30)} == {word}
+
+
+def children(pid: int) -> list[int]:
+    return sorted(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
+def sockets_of(pid: int) -> set[str]:
+    found = set()
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            found.add(str(descriptor.readlink()))
+    return found
+
+
+def inode_of(sock: socket.socket) -> str:
+    """Return the other end of a loopback connection, as /proc names it (proc(5), tcp)."""
+    port = f":{sock.getsockname()[1]:04X}"
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        if fields[2].endswith(port) and fields[9] != "0":
+            return f"socket:[{fields[9]}]"
+    raise AssertionError(f"nobody has accepted {sock}")
+
+
+Flock = Callable[..., Fleet]
+
+
+@pytest.fixture
+def fleet(start: Start) -> Flock:
+    """Start workers: ``fleet(rows, "--admin=…", workers=3)``."""
+
+    def _fleet(rows: str, *options: str, workers: int = 2, **more: Any) -> Fleet:
+        veillink = start(rows, f"--workers={workers}", *options, **more)
+        veillink.wait_for_line("is ready")
+        veillink.first_fds = veillink.fds()
+        return Fleet(veillink)
+
+    return _fleet
+
+
+@pytest.fixture
+def words(backend: Serve) -> Callable[[str], int]:
+    """Return the port of a backend that says this word."""
+    return lambda word: backend(saying(word.encode())).port
+
+
+@contextmanager
+def clients(veillink: VeilLink, count: int, port: int = 0) -> Iterator[list[socket.socket]]:
+    """Hold connections that have been echoed."""
+    with ExitStack() as stack:
+        socks = [stack.enter_context(veillink.connect(port)) for _ in range(count)]
+        for sock in socks:
+            exchange(sock)
+        yield socks
+
+
+# --- together --------------------------------------------------------------------------------------------------------
+
+
+def test_clients_are_spread_and_no_worker_has_twice_its_share(fleet: Flock, backend: Serve) -> None:
+    flock = fleet(f"{HOST}:{{port}},{HOST},{backend(echo).port}\n", workers=4)
+    with clients(flock.veillink, 1000) as socks:
+        shares = Counter(flock.holders(socks))
+    assert len(shares) == 4
+    assert max(shares.values()) < 2 * 1000 / 4
+    lines = flock.veillink.access(1000)
+    assert len({line["id"] for line in lines}) == 1000
+    assert Counter(line["id"] // 1_000_000_000 for line in lines).keys() == {1, 2, 3, 4}
+
+
+def test_what_concerns_all_is_said_once_and_each_says_that_it_is_ready(fleet: Flock) -> None:
+    veillink = fleet(f"{HOST}:{{port}},{HOST},1,name=web\n{HOST}:{{port}},db,0\n", workers=3).veillink
+    assert len(veillink.logged("^rule$")) == 2
+    assert len(veillink.logged(":3:3: port")) == 1
+    assert sorted(line["worker"] for line in veillink.logged("^ready$")) == [1, 2, 3]
+
+
+def test_auto_is_a_worker_for_each_core(start: Start) -> None:
+    veillink = start(f"{HOST}:{{port}},{HOST},1\n", "--workers=auto")
+    veillink.wait_for_line(f'is ready".*"workers": {len(os.sched_getaffinity(0))}')
+
+
+def test_a_reload_is_applied_in_place_by_every_worker_and_no_client_notices(
+    fleet: Flock, backend: Serve, words: Callable[[str], int]
+) -> None:
+    second = free_port()
+    kept = f"{HOST}:{{port}},{HOST},{backend(echo).port}\n"
+    flock = fleet(f"{kept}{HOST}:{second},{HOST},{words('old')}\n", workers=3)
+    veillink, before = flock.veillink, flock.workers()
+    with clients(veillink, 20) as socks, Visitors(veillink.port) as visitors:
+        for word in ("one", "two", "three"):
+            veillink.reload(f"{kept}{HOST}:{second},{HOST},{words(word)}\n")
+            eventually(partial(flock.all_answer, word.encode(), second), what=f"{word} from all workers")
+        veillink.reload(kept)
+        eventually(lambda: nobody_listens(veillink, second), what="the end of a rule in all workers")
+        for sock in socks:
+            exchange(sock)
+    visitors.assert_content()
+    assert flock.workers() == before
+
+
+def test_a_change_of_the_file_is_applied_by_every_worker(fleet: Flock, words: Callable[[str], int]) -> None:
+    flock = fleet(f"{HOST}:{{port}},{HOST},{words('old')}\n")
+    flock.veillink.write(f"{HOST}:{{port}},{HOST},{words('new')}\n")
+    eventually(lambda: flock.all_answer(b"new"), what="the new target from all workers")
+
+
+# --- workers that end, come and hang ---------------------------------------------------------------------------------
+
+
+def test_a_killed_worker_takes_its_own_connections_alone_and_is_back_within_a_second(
+    fleet: Flock, backend: Serve
+) -> None:
+    flock = fleet(f"{HOST}:{{port}},{HOST},{backend(echo).port}\n", workers=3)
+    with clients(flock.veillink, 60) as socks:
+        holders = flock.holders(socks)
+        victim = holders[0]
+        os.kill(victim, signal.SIGKILL)
+        for sock, holder in zip(socks, holders, strict=True):
+            if holder == victim:
+                with suppress(ConnectionResetError):
+                    assert sock.recv(1) == b""
+            else:
+                exchange(sock)
+        eventually(lambda: len(set(flock.workers()) - {victim}) == 3, 1.0, "a third worker")
+        eventually(lambda: len(flock.veillink.logged("^ready$")) == 4, 1.0, "a third worker that is ready")
+        for _ in range(30):
+            flock.veillink.seconds_to_echo()
+    assert len(flock.veillink.logged(f"{victim}.*SIGKILL")) == 1
+
+
+def test_a_worker_that_hangs_is_replaced_and_tells_where_it_hung(fleet: Flock, backend: Serve) -> None:
+    flock = fleet(f"{HOST}:{{port}},{HOST},{backend(echo).port}\n", "--worker-timeout=1s")
+    with clients(flock.veillink, 30) as socks:
+        holders = flock.holders(socks)
+        victim = holders[0]
+        os.kill(victim, signal.SIGSTOP)
+        eventually(lambda: victim not in flock.workers() and len(flock.workers()) == 2, what="another worker")
+        for sock, holder in zip(socks, holders, strict=True):
+            if holder != victim:
+                exchange(sock)
+    assert flock.veillink.logged(f"TIMEOUT.*{victim}")
+
+
+def test_ttin_adds_a_worker_and_ttou_lets_one_drain(fleet: Flock, backend: Serve) -> None:
+    flock = fleet(f"{HOST}:{{port}},{HOST},{backend(echo).port}\n")
+    veillink, first = flock.veillink, flock.workers()
+    veillink.send(signal.SIGTTIN)
+    eventually(lambda: len(veillink.logged("^ready$")) == 3, what="a third worker")
+    with clients(veillink, 60) as socks:
+        (leaving,) = [line["pid"] for line in veillink.logged(" starts$") if line["worker"] == 1]
+        assert leaving in first
+        assert leaving in flock.holders(socks)
+        veillink.send(signal.SIGTTOU)
+        eventually(lambda: veillink.logged("^stopping$"), what="the first one drains")
+        with Visitors(veillink.port) as visitors:
+            for sock in socks:
+                exchange(sock)
+            time.sleep(0.5)
+        visitors.assert_content()
+        assert leaving in flock.workers()
+    eventually(lambda: leaving not in flock.workers(), what="the first one has gone")
+    assert len(flock.workers()) == 2
+
+
+def test_a_unix_socket_is_served_by_one_of_them_and_by_another_when_that_one_goes(fleet: Flock, backend: Serve) -> None:
+    with tempfile.TemporaryDirectory(prefix="vl") as folder:
+        path = f"{folder}/listen"
+        flock = fleet(f"unix:{path},{HOST},{backend(echo).port}\n{HOST}:{{port}},{HOST},1\n")
+
+        def served() -> bool:
+            with socket.socket(socket.AF_UNIX) as sock, suppress(OSError):
+                sock.settimeout(5)
+                sock.connect(path)
+                exchange(sock)
+                return True
+            return False
+
+        assert served()
+        flock.veillink.send(signal.SIGTTIN)
+        eventually(lambda: len(flock.veillink.logged("^ready$")) == 3, what="a third worker")
+        flock.veillink.send(signal.SIGTTOU)  # the first one goes, which is the one that had it
+        eventually(lambda: len(flock.workers()) == 2, what="the first one has gone")
+        eventually(served, 2.0, "the socket is served again")
+        assert not flock.veillink.logged("cannot listen")
+        os.kill(flock.workers()[0], signal.SIGKILL)
+        os.kill(flock.workers()[-1], signal.SIGKILL)
+        eventually(served, 3.0, "the socket is served by new ones")
+        assert flock.veillink.stop() == 0
+        assert not Path(path).exists()
+
+
+def test_a_worker_that_cannot_start_takes_nobody_with_it(fleet: Flock, backend: Serve) -> None:
+    flock = fleet(f"{HOST}:{{port}},{HOST},{backend(echo).port}\n", "--no-watch")
+    veillink, good = flock.veillink, flock.veillink.config.read_text()
+    with clients(veillink, 20) as socks:
+        holders = flock.holders(socks)
+        veillink.config.write_text("nonsense,,\n")
+        os.kill(holders[0], signal.SIGKILL)
+        eventually(lambda: len(veillink.logged("not started: no rule")) >= 2, what="it is tried again and again")
+        assert len(veillink.logged("not started: no rule")) < 5
+        for sock, holder in zip(socks, holders, strict=True):
+            if holder != holders[0]:
+                exchange(sock)
+        veillink.seconds_to_echo()
+    veillink.config.write_text(good)
+    eventually(lambda: len(veillink.logged("^ready$")) == 3, what="the second worker")
+
+
+# --- the end ---------------------------------------------------------------------------------------------------------
+
+
+def test_told_to_stop_all_of_them_drain(fleet: Flock, backend: Serve) -> None:
+    flock = fleet(f"{HOST}:{{port}},{HOST},{backend(echo).port}\n")
+    veillink = flock.veillink
+    with clients(veillink, 20) as socks:
+        assert len(set(flock.holders(socks))) == 2
+        veillink.send(signal.SIGTERM)
+        eventually(lambda: nobody_listens(veillink, veillink.port), what="listeners are closed")
+        for sock in socks:
+            exchange(sock)
+    assert veillink.child.wait(5) == 0
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+def test_a_second_signal_cuts_what_still_drains(second: signal.Signals, fleet: Flock, backend: Serve) -> None:
+    flock = fleet(f"{HOST}:{{port}},{HOST},{backend(echo).port}\n")
+    veillink = flock.veillink
+    with clients(veillink, 20) as socks:
+        veillink.send(signal.SIGTERM)
+        eventually(lambda: len(veillink.logged("^stopping$")) == 2, what="both drain")
+        veillink.send(second)
+        for sock in socks:
+            with pytest.raises(ConnectionResetError):
+                read_to_eof(sock)
+        assert veillink.child.wait(5) == 1
+    assert {line["end"] for line in veillink.access(20)} == {"drained"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_all_of_them_get_lets_them_drain_all_the_same(
+    number: signal.Signals, fleet: Flock, backend: Serve
+) -> None:
+    """As Ctrl+C on a terminal, or ``KillMode=control-group`` of systemd."""
+    flock = fleet(f"{HOST}:{{port}},{HOST},{backend(echo).port}\n")
+    veillink = flock.veillink
+    with clients(veillink, 20) as socks:
+        for pid in (*flock.workers(), veillink.pid):
+            os.kill(pid, number)
+        eventually(lambda: len(veillink.logged("^stopping$")) == 2, what="both drain")
+        time.sleep(0.5)
+        for sock in socks:
+            exchange(sock)
+    assert veillink.child.wait(5) == 0
+
+
+def test_without_their_master_they_drain_and_leave_nothing_behind(fleet: Flock, backend: Serve, window: Window) -> None:
+    flock = fleet(f"{HOST}:{{port}},{HOST},{backend(echo).port}\n", window.option)
+    veillink, workers, before = flock.veillink, flock.workers(), boards()
+    with clients(veillink, 20) as socks:
+        os.kill(veillink.pid, signal.SIGKILL)
+        eventually(lambda: len(veillink.logged("^stopping$")) == 2, what="both drain")
+        for sock in socks:
+            exchange(sock)
+        veillink.child.wait(5)
+    eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), what="the end of both")
+    assert len(boards()) == len(before) - 1
+
+
+def boards() -> list[Path]:
+    return [path for home in ("/dev/shm", tempfile.gettempdir()) for path in Path(home).glob("veillink-*")]
+
+
+def test_it_leaves_no_file_behind(fleet: Flock, tmp_path: Path) -> None:
+    before = boards()
+    veillink = fleet(f"{HOST}:{{port}},{HOST},1\n", f"--pidfile={tmp_path / 'pid'}").veillink
+    assert (tmp_path / "pid").read_text() == f"{veillink.pid}\n"
+    assert len(boards()) == len(before) + 1
+    assert veillink.stop() == 0
+    assert boards() == before
+    assert not (tmp_path / "pid").exists()
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "why"),
+    [
+        ("", (), "no rule could be started"),
+        ("nonsense,,\n", ("--strict",), "has problems and --strict was given"),
+        ("{port},db,80\n", ("--admin=192.0.2.1:80", "--admin-token=x"), "cannot show the state at 192.0.2.1:80"),
+    ],
+)
+def test_when_none_can_start_it_says_why_and_ends_with_1(
+    rows: str, options: tuple[str, ...], why: str, start: Start
+) -> None:
+    veillink = start(rows, "--workers=3", *options, ready=False, canary=False)
+    assert veillink.child.wait(10) == 1
+    eventually(lambda: veillink.logged(f"not started: .*{why}"), what=why)
+    assert not veillink.logged("is ready")
+
+
+def test_a_second_fleet_does_not_take_the_first_ones_clients(
+    fleet: Flock, start: Start, words: Callable[[str], int]
+) -> None:
+    flock = fleet(f"{HOST}:{{port}},{HOST},{words('first')}\n")
+    other = start(f"{HOST}:{flock.veillink.port},{HOST},{words('other')}\n", "--workers=2", ready=False, canary=False)
+    assert other.child.wait(10) == 1
+    eventually(lambda: other.logged(f"not started: {HOST}:{flock.veillink.port} is another VeilLink's"))
+    assert flock.all_answer(b"first")
+
+
+def test_without_gunicorn_it_says_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "gunicorn.py").write_text("raise ModuleNotFoundError('no', name='gunicorn')\n")
+    done = subprocess.run(
+        [VEILLINK, "--workers=2"],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=20,
+    )
+    assert done.returncode == 2
+    assert done.stderr == "veillink: error: --workers needs gunicorn: pip install 'veillink[workers]'\n"
+
+
+# --- a new program ---------------------------------------------------------------------------------------------------
+
+
+def successor(veillink: VeilLink) -> int:
+    """Return the pid of the new master, once it is ready."""
+    ready = eventually(lambda: veillink.logged("is ready")[1:], what="a new master that is ready")
+    return int(ready[0]["pid"])
+
+
+def gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+@contextmanager
+def ended(pid: int) -> Iterator[None]:
+    """End a process that is nobody's child any more when the test is over."""
+    try:
+        yield
+        os.kill(pid, signal.SIGTERM)
+        eventually(lambda: gone(pid), what="the end of the new master")
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("by_module", [False, True], ids=["veillink", "python -m veillink"])
+def test_usr2_puts_a_new_program_in_the_place_of_the_old_one(
+    by_module: bool, fleet: Flock, backend: Serve, tmp_path: Path, window: Window
+) -> None:
+    more: dict[str, Any] = {}
+    if by_module:
+        more["before"] = (str(VEILLINK.with_name("python")), "-c", _AS_MODULE)
+    pidfile = tmp_path / "pid"
+    options = (f"--pidfile={pidfile}", window.option)
+    flock = fleet(f"{HOST}:{{port}},{HOST},{backend(echo).port}\n", *options, **more)
+    veillink, old = flock.veillink, flock.workers()
+    with clients(veillink, 20) as socks, Visitors(veillink.port) as visitors:
+        veillink.send(signal.SIGUSR2)
+        new = successor(veillink)
+        with ended(new):
+            eventually(lambda: len(veillink.logged("^stopping$")) == 2, what="the old ones drain")
+            for sock in socks:
+                exchange(sock)
+                sock.close()
+            assert veillink.child.wait(10) == 0
+            eventually(lambda: all(gone(pid) for pid in old), what="the old ones have gone")
+            assert pidfile.read_text() == f"{new}\n"
+            assert len(children(new)) == 2
+            assert window.get("/readyz")[0] == 200
+            os.kill(new, signal.SIGHUP)
+            eventually(lambda: veillink.logged("^reloaded$"), what="the new ones reload")
+            for _ in range(20):
+                veillink.seconds_to_echo()
+            visitors.__exit__()
+    visitors.assert_content()
+
+
+_AS_MODULE = "import os, sys; os.execv(sys.executable, [sys.executable, '-m', 'veillink', *sys.argv[2:]])"
+
+
+def test_a_new_program_that_cannot_start_leaves_the_old_one_as_it_was(fleet: Flock, backend: Serve) -> None:
+    flock = fleet(f"{HOST}:{{port}},{HOST},{backend(echo).port}\n", "--no-watch")
+    veillink, good, workers = flock.veillink, flock.veillink.config.read_text(), flock.workers()
+    with clients(veillink, 20) as socks:
+        veillink.config.write_text("")
+        veillink.send(signal.SIGUSR2)
+        eventually(lambda: veillink.logged("the new program has ended: this one goes on"), what="the failure is told")
+        for sock in socks:
+            exchange(sock)
+    assert flock.workers() == workers
+    veillink.config.write_text(good)
+    veillink.send(signal.SIGUSR2)
+    with ended(successor(veillink)):
+        assert veillink.child.wait(10) == 0
+
+
+# --- limits ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["process", "rule"])
+def test_limits_are_divided_among_them_and_anew_when_their_number_changes(
+    where: str, fleet: Flock, backend: Serve
+) -> None:
+    options = ("--max-connections=8",) if where == "process" else ()
+    row = f"{HOST}:{{port}},{HOST},{backend(echo).port}" + (",max_connections=8" if where == "rule" else "")
+    flock = fleet(f"{row}\n", *options, canary=False)
+    veillink = flock.veillink
+    with ExitStack() as stack:
+        socks = [stack.enter_context(veillink.connect()) for _ in range(60)]
+        for sock in socks:
+            sock.sendall(b"x")
+
+        def shares() -> list[int]:
+            accepted = []
+            for sock in socks:
+                with suppress(AssertionError):
+                    accepted.append(inode_of(sock))
+            owners = {link: pid for pid in flock.workers() for link in sockets_of(pid)}
+            return sorted(Counter(owners[link] for link in accepted if link in owners).values())
+
+        eventually(lambda: shares() == [4, 4], what="four for each")
+        veillink.send(signal.SIGTTOU)
+        eventually(lambda: shares()[-1] == 8, what="eight for the one that stays")
+        for sock in socks:
+            sock.close()
+
+
+# --- what they show --------------------------------------------------------------------------------------------------
+
+
+def test_each_answers_for_all_and_no_counter_ever_falls(fleet: Flock, backend: Serve, window: Window) -> None:
+    flock = fleet(f"{HOST}:{{port}},{HOST},{backend(echo).port},name=web\n", window.option, workers=3)
+    falls: list[str] = []
+    stop = threading.Event()
+    asked = 0
+
+    def look() -> None:
+        nonlocal asked
+        last: dict[Any, float] = {}
+        while not stop.is_set():
+            now = window.metrics()
+            asked += 1
+            for key, value in last.items():
+                if key[0].endswith(("_total", "_count", "_bucket", "_sum")) and now.get(key, 0) < value:
+                    falls.append(f"{key}: {value} -> {now.get(key)}")
+            assert now["veillink_connections_active", (("rule", "web"),)] >= 0
+            last = now
+
+    looker = threading.Thread(target=look)
+    looker.start()
+    try:
+        for round_ in range(4):
+            with clients(flock.veillink, 30) as socks:
+                eventually(lambda: window.rule("web")["active"] == 30, what="all are shown")
+                assert {len(window.json("/api/connections")) for _ in range(6)} == {30}
+                if round_ == 1:
+                    os.kill(flock.workers()[0], signal.SIGKILL)
+                elif round_ == 2:
+                    flock.veillink.send(signal.SIGHUP)
+                del socks
+            eventually(lambda: window.rule("web")["active"] == 0, what="none is left")
+    finally:
+        stop.set()
+        looker.join()
+    assert falls == []
+    assert asked > 20
+    assert window.rule("web")["total"] == 120
+    status = window.json("/api/status")
+    assert (status["phase"], len(status["workers"])) == ("running", 3)
+    assert {each["pid"] for each in status["workers"]} == set(flock.workers())
+    assert max(each["age"] for each in status["workers"]) < 1
+    assert status["limits"]["connections"] > 1000
+
+
+def test_connections_of_all_are_listed_with_numbers_of_their_own(fleet: Flock, backend: Serve, window: Window) -> None:
+    flock = fleet(f"{HOST}:{{port}},{HOST},{backend(echo).port},name=web\n", window.option)
+    with clients(flock.veillink, 30) as socks:
+        found = eventually(lambda: (f := window.json("/api/connections")) and len(f) == 30 and f, what="all of them")
+        assert {each["client"] for each in found} == {f"{HOST}:{sock.getsockname()[1]}" for sock in socks}
+        assert len({each["id"] for each in found}) == 30
+        status = subprocess.run([str(VEILLINK), "--status", window.option], capture_output=True, text=True, check=True)
+        assert "30 of at most" in status.stdout
+
+
+def test_a_window_at_a_unix_socket_is_kept_open_by_another_worker(fleet: Flock, backend: Serve) -> None:
+    with tempfile.TemporaryDirectory(prefix="vl") as folder:
+        option = f"--admin=unix:{folder}/admin"
+        flock = fleet(f"{HOST}:{{port}},{HOST},{backend(echo).port},name=web\n", option)
+
+        def shown() -> dict[str, Any] | None:
+            command = [str(VEILLINK), "--status", "--json", option]
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+            return json.loads(done.stdout) if done.returncode == 0 else None
+
+        first = eventually(shown, what="the window")
+        assert len(first["workers"]) == 2
+        os.kill(flock.workers()[0], signal.SIGKILL)
+        eventually(lambda: (now := shown()) and len(now["workers"]) == 2, what="the window of another")
+
+
+def test_a_target_that_is_down_for_one_is_shown_as_down(fleet: Flock, backend: Serve, window: Window) -> None:
+    dead = free_port()
+    rows = f"{HOST}:{{port}},{HOST},{dead},health=tcp,health_interval=100ms,name=web\n"
+    fleet(rows, window.option)
+    eventually(lambda: not window.rule("web")["targets"][0]["up"], what="it is shown as down")
+
+
+def test_readiness_is_that_of_all(fleet: Flock, window: Window) -> None:
+    with socket.create_server((HOST, 0)) as other:
+        taken = other.getsockname()[1]
+        flock = fleet(f"{HOST}:{taken},{HOST},1,name=down\n", window.option)
+        assert window.get("/readyz")[2] == b"not listening: down\n"
+    eventually(lambda: window.get("/readyz")[0] == 200, what="ready")
+    flock.veillink.assert_healthy()
+
+
+# --- the service manager ---------------------------------------------------------------------------------------------
+
+
+def test_the_manager_hears_of_them_from_the_master(fleet: Flock, backend: Serve, manager: Manager) -> None:
+    flock = fleet(f"{HOST}:{{port}},{HOST},{backend(echo).port}\n", "--drain-timeout=5s", env=manager.env)
+    assert manager.told() == {"READY": "1", "STATUS": "2 workers"}
+    assert len(flock.veillink.logged("^ready$")) == 2
+    flock.veillink.send(signal.SIGHUP)
+    assert "RELOADING" in manager.told()
+    assert manager.told()["READY"] == "1"
+    assert flock.veillink.logged("^reloaded$")
+    flock.veillink.send(signal.SIGUSR2)
+    new = successor(flock.veillink)
+    with ended(new):
+        told = [manager.told()]
+        while "MAINPID" not in told[-1]:
+            told.append(manager.told())
+        assert told[-1]["MAINPID"] == str(new)
+        assert flock.veillink.child.wait(10) == 0
+        while "READY" not in manager.told():
+            pass
+    while "STOPPING" not in (last := manager.told()):
+        pass
+    assert 5_000_000 <= int(last["EXTEND_TIMEOUT_USEC"]) <= 10_000_000
+
+
+def test_the_watchdog_hears_from_the_master(fleet: Flock, manager: Manager) -> None:
+    fleet(f"{HOST}:{{port}},{HOST},1\n", env=manager.env | {"WATCHDOG_USEC": "600000"})
+    for _ in range(5):
+        while "WATCHDOG" not in manager.told():
+            pass
+
+
+def test_sockets_that_were_handed_over_are_shared_by_all(fleet: Flock, backend: Serve) -> None:
+    """Also with the program that takes over after USR2: a socket of its own would not get the clients."""
+    with tempfile.TemporaryDirectory(prefix="vl") as folder:
+        path = f"{folder}/given"
+        before = (str(VEILLINK.with_name("python")), "-c", _GIVEN, path)
+        flock = fleet(f"unix:{path},{HOST},{backend(echo).port}\n", before=before)
+
+        def workers_of(count: int) -> int:
+            with ExitStack() as stack:
+                for _ in range(count):
+                    sock = stack.enter_context(socket.socket(socket.AF_UNIX))
+                    sock.connect(path)
+                    exchange(sock)
+            return len({line["id"] // 1_000_000_000 for line in flock.veillink.access(count)})
+
+        assert workers_of(60) == 2
+        flock.veillink.send(signal.SIGUSR2)
+        with ended(successor(flock.veillink)):
+            assert flock.veillink.child.wait(10) == 0
+            workers_of(10)
+
+
+_GIVEN = """
+import os, socket, sys
+sock = socket.socket(socket.AF_UNIX)
+sock.bind(sys.argv[1])
+sock.listen(100)
+os.dup2(sock.fileno(), 3)
+os.set_inheritable(3, True)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+# --- gunicorn's own command ------------------------------------------------------------------------------------------
+
+
+def test_gunicorns_own_command_runs_them_too(backend: Serve, tmp_path: Path) -> None:
+    target, port = backend(echo).port, free_port()
+    config, log = tmp_path / "config.csv", tmp_path / "log"
+    config.write_text(f"{HOST}:{port},{HOST},{target}\n")
+    window = Window()
+    env = {"VEILLINK_CONFIG": str(config), "VEILLINK_ADMIN": f"{HOST}:{window.port}", "VEILLINK_DRAIN_TIMEOUT": "3s"}
+    command = [str(VEILLINK.with_name("gunicorn")), "-c", str(CONF), "-w", "2", "veillink.workers:app"]
+    with log.open("wb") as out:
+        child = subprocess.Popen(command, env=os.environ | env, cwd=tmp_path, stdout=out, stderr=subprocess.STDOUT)
+    try:
+        eventually(lambda: log.read_text().count(" ready ") == 2, 10, "both workers")
+        before = children(child.pid)
+        with socket.create_connection((HOST, port), 5) as sock:
+            exchange(sock)
+            child.send_signal(signal.SIGHUP)
+            eventually(lambda: log.read_text().count(" ready ") == 4, 10, "new workers")
+            exchange(sock)
+        eventually(lambda: not set(before) & set(children(child.pid)), 10, "the old ones have gone")
+        assert len(children(child.pid)) == 2
+        eventually(lambda: window.json("/api/status")["totals"]["connections"] == 1, what="the account goes on")
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(10) == 0
+    finally:
+        child.kill()
+        child.wait(10)
+    assert "Traceback" not in log.read_text()
+    assert not re.search("ERROR|error", log.read_text())

@@ -1,0 +1,207 @@
+"""The options: on the command line, as ``VEILLINK_…`` in the environment, in a settings file.
+
+Rule: everything that can be said of an option's value is said here, in one line, before anything is opened.
+"""
+
+import errno
+import io
+import os
+import socket
+import sys
+from argparse import ArgumentTypeError, BooleanOptionalAction, Namespace
+from collections.abc import Callable
+from dataclasses import fields
+from ipaddress import ip_address
+from typing import Any, Final, NoReturn, TextIO
+
+import configargparse
+
+from . import __version__
+from .cells import OPTIONS, number, parse_duration, parse_token, parse_window, printable
+from .log import LEVELS
+from .model import Address, RuleOptions, Settings, Window
+from .rules_file import read_regular
+
+_LARGEST_SETTINGS: Final = 1 << 20
+_MOST_WORKERS: Final = 256
+
+_EPILOG: Final = (
+    "Exit codes: 0 stopped and drained, or --check found no problem; 1 a problem, nothing could be started, or the "
+    "drain was cut short; 2 wrong usage. Signals: TERM and INT drain and stop, a second one cuts at once; HUP reads "
+    "the rules again; USR1 writes the state to the log."
+)
+
+
+def _as_argument(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Return ``parse`` with its messages kept: argparse shows only those of ArgumentTypeError."""
+
+    def converted(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise ArgumentTypeError(str(error)) from None
+
+    return converted
+
+
+class _Parser(configargparse.ArgumentParser):  # type: ignore[misc]  # it has no type hints
+    def error(self, message: str) -> NoReturn:
+        """Say it in one line: the usage of twenty options would hide it."""
+        self._print_message(f"veillink: error: {printable(' '.join(message.split()))}\n", sys.stderr)
+        sys.exit(2)
+
+
+def _open_settings(path: str, mode: str = "r") -> TextIO:
+    try:
+        return io.StringIO(read_regular(path, _LARGEST_SETTINGS).decode())
+    except ValueError:
+        raise OSError(errno.EINVAL, "it is no text in UTF-8") from None
+
+
+def parser() -> _Parser:
+    """Return the parser of the command line, of ``VEILLINK_…`` in the environment and of the settings file."""
+    parser = _Parser(
+        prog="veillink",
+        description="Forward TCP connections as the rules in a CSV file say.",
+        epilog=_EPILOG,
+        auto_env_var_prefix="VEILLINK_",
+        add_env_var_help=False,
+        add_config_file_help=False,
+        allow_abbrev=False,
+        config_file_open_func=_open_settings,
+    )
+    duration = _as_argument(parse_duration)
+    add = parser.add_argument
+    add("--config", default="config.csv", metavar="PATH", help="the rules (default: %(default)s)")
+    add("--check", action="store_true", help="print the rules as understood and every problem, and exit")
+    add("--strict", action="store_true", help="do not start while the rules have any problem")
+    add("--watch", action=BooleanOptionalAction, default=True, help="apply changes of the rules' file by itself")
+    add("--drain-timeout", type=duration, default="30s", metavar="TIME", help="for stopping (default: %(default)s)")
+    add(
+        "--max-connections",
+        type=_as_argument(number(0, 1_000_000)),
+        default=0,
+        metavar="N",
+        help="hold at most so many at a time; 0 as many as descriptors allow (default)",
+    )
+    add(
+        "--relay",
+        choices=("auto", "copy"),
+        default="auto",
+        help="auto: bulk streams are spliced, past Python, where the system can; copy: never (default: %(default)s)",
+    )
+    add(
+        "--workers",
+        type=_as_argument(_workers),
+        default=0,
+        metavar="N",
+        help="be so many processes, or 'auto': one for each core; 0: a single one without a master (default)",
+    )
+    add(
+        "--worker-timeout",
+        type=duration,
+        default="30s",
+        metavar="TIME",
+        help="a worker that gives no sign of life for so long is replaced (default: %(default)s)",
+    )
+    add("--pidfile", default="", metavar="PATH", help="write the process's number there; removed at exit")
+    add("--log-format", choices=("text", "json"), default="text", help="of every line (default: %(default)s)")
+    add("--log-level", choices=LEVELS, default="info", help="least level that is written (default: %(default)s)")
+    add("--access-log", action=BooleanOptionalAction, default=True, help="a line for each connection when it ends")
+    _add_window(parser)
+    _add_rule_defaults(parser)
+    add(
+        "--settings",
+        is_config_file=True,
+        env_var="VEILLINK_SETTINGS",
+        metavar="PATH",
+        help="file with these options as 'drain-timeout = 30s'",
+    )
+    add("--version", action="version", version=f"veillink {__version__}")
+    return parser
+
+
+def _add_window(parser: configargparse.ArgumentParser) -> None:
+    window = parser.add_argument_group("the window on what runs").add_argument
+    window(
+        "--admin",
+        type=_as_argument(parse_window),
+        metavar="ADDR:PORT",
+        help="show health, metrics and state over HTTP here, or at unix:/PATH; beyond loopback only with a token",
+    )
+    window(
+        "--admin-token",
+        type=_as_argument(parse_token),
+        default="",
+        metavar="TOKEN",
+        help="what has to be shown there (Bearer, or Basic's password)",
+    )
+    window("--status", action="store_true", help="ask the VeilLink that --admin names what it does, and exit")
+    window("--json", action="store_true", help="with --status: everything, as JSON")
+
+
+def _add_rule_defaults(parser: configargparse.ArgumentParser) -> None:
+    defaults = parser.add_argument_group("defaults for rules; a row's option of the same name goes before")
+    for option in OPTIONS:
+        if option.name in _default_names():
+            defaults.add_argument(
+                f"--{option.name.replace('_', '-')}",
+                type=_as_argument(option.parse),
+                default=option.default,
+                metavar="VALUE",
+                help=f"{option.help} (default: %(default)s)",
+            )
+
+
+def _workers(text: str) -> int:
+    return len(os.sched_getaffinity(0)) if text == "auto" else number(0, _MOST_WORKERS)(text)
+
+
+def _default_names() -> frozenset[str]:
+    """Return the rule options that the command line may set for all rules (its --max-connections is the process's)."""
+    return frozenset(field.name for field in fields(RuleOptions)) - {"max_connections"}
+
+
+def window(options: Namespace) -> Window | None:
+    """Return where the state is shown, if anywhere.
+
+    Raises:
+        SystemExit: it could be reached from elsewhere, without a token.
+    """
+    if options.admin is None:
+        return None
+    address, name = options.admin
+    if name:
+        try:
+            address = Address(str(socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0][4][0]), address.port)
+        except OSError as error:
+            parser().error(f"--admin {name}: {error.strerror}")
+    local = address.is_unix or (address.host and ip_address(address.host.partition("%")[0]).is_loopback)
+    if not (local or options.admin_token or options.status):
+        parser().error(f"--admin {address} can be reached from elsewhere: give --admin-token too, or use 127.0.0.1")
+    return Window(address, name, options.admin_token)
+
+
+def defaults(options: Namespace) -> RuleOptions:
+    """Return what a rule has where its rows say nothing."""
+    return RuleOptions(**{name: getattr(options, name) for name in _default_names()})
+
+
+def settings(options: Namespace) -> Settings:
+    """Return what a process has to know.
+
+    Raises:
+        SystemExit: options contradict each other.
+    """
+    own = {field.name for field in fields(Settings)} - {"admin", "defaults"}
+    given = {name: getattr(options, name) for name in own}
+    return Settings(admin=window(options), defaults=defaults(options), **given)
+
+
+def from_environment() -> Settings:
+    """Return what ``VEILLINK_…`` in the environment ask for, where somebody else has read the command line.
+
+    Raises:
+        SystemExit: they are wrong.
+    """
+    return settings(parser().parse_args([]))
