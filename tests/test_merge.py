@@ -110,6 +110,14 @@ def test_a_rule_that_only_the_dead_had_is_not_shown() -> None:
     assert [rule["name"] for rule in merge([state()], gone)["rules"]] == ["web"]
 
 
+def test_sums_of_seconds_do_not_depend_on_the_order() -> None:
+    """Otherwise a counter would fall by a trace when a worker dies, and Prometheus would see a restart."""
+    cpu = [state(process={"process_cpu_seconds_total": seconds}) for seconds in (0.1, 0.7, 0.3)]
+    assert 0.1 + 0.7 + 0.3 != 0.3 + 0.7 + 0.1
+    forth, back = merge(cpu, None), merge(cpu[::-1], None)
+    assert forth["process"] == back["process"] == merge(cpu[:1], bury(cpu[1], bury(cpu[2], None)))["process"]
+
+
 counts = st.integers(0, 5)
 lives = st.lists(st.tuples(st.integers(0, 3), counts, counts), min_size=1, max_size=20)
 

@@ -66,7 +66,8 @@ def show(status: dict[str, Any], connections: list[dict[str, Any]]) -> None:
         console = Console(highlight=False, width=200)
     totals, most = status["totals"], status["limits"]["connections"]
     counts = f"{totals['active']} of at most {most} connections · {totals['connections']} so far"
-    console.print(f"VeilLink {status['version']} · {status['phase']} · up {_ago(status['uptime'])} · {counts}")
+    workers = f" · {len(status['workers'])} workers" if "workers" in status else ""
+    console.print(f"VeilLink {status['version']} · {status['phase']}{workers} · up {_ago(status['uptime'])} · {counts}")
     console.print(_rules(status["rules"]))
     for problem in status["last_reload"]["problems"]:
         console.print(Text(printable(problem), style="yellow"))

@@ -282,6 +282,7 @@ class _Process:
             shown = FleetReport(self._report, self._seat, self._log)
             shown.publish()
             gevent.spawn(shown.publish_forever)
+            gevent.spawn(shown.publish_connections_forever)
         sources = Sources(shown.status, shown.connections, shown.obstacle)
         try:
             sock = listen(window.address, RuleOptions(), shared=self._seat is not None)

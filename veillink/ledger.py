@@ -13,6 +13,8 @@ from typing import Any, Final, Protocol
 from .model import Address, End
 
 _CONNECT_BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+# Of seconds that are added up: without rounding the sum would depend on the order, and a counter could fall by a trace.
+PLACES: Final = 6
 _DURATION_BOUNDS: Final = (0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0, 3600.0, 36000.0)
 
 
@@ -125,7 +127,7 @@ class Histogram:
 
     def snapshot(self) -> dict[str, Any]:
         """Return ``le`` (the bounds), ``counts`` (up to each of them, and of all) and ``sum``, as Prometheus has it."""
-        return {"le": list(self._bounds), "counts": list(accumulate(self._counts)), "sum": self._sum}
+        return {"le": list(self._bounds), "counts": list(accumulate(self._counts)), "sum": round(self._sum, PLACES)}
 
 
 @dataclass(slots=True)
@@ -152,6 +154,7 @@ class Ledger:
         self.live: dict[int, Entry] = {}
         self.totals: defaultdict[str, Totals] = defaultdict(Totals)
         self.opened = 0
+        self._ended: dict[str, dict[str, Any]] = {}
 
     def open(
         self, rule: str, client: Address, listen: Address, now: float, interrupt: Callable[[Exception], None]
@@ -184,7 +187,7 @@ class Ledger:
 
     def snapshot(self, rules: Collection[str]) -> dict[str, dict[str, Any]]:
         """Return the account of each of these rules by name, with live connections in all but ends and times."""
-        accounts = {rule: _account(self.totals.get(rule) or Totals()) for rule in rules}
+        accounts = {rule: self._account(rule).copy() for rule in rules}
         for entry in self.live.values():
             account = accounts.get(entry.rule)
             if account is not None:
@@ -194,17 +197,21 @@ class Ledger:
                 account["bytes_out"] += entry.outbound.bytes
         return accounts
 
-
-def _account(totals: Totals) -> dict[str, Any]:
-    return {
-        "active": 0,
-        "total": totals.connections,
-        "bytes_in": totals.bytes_in,
-        "bytes_out": totals.bytes_out,
-        "ends": {end.value: count for end, count in totals.ends.items()},
-        "connect_seconds": totals.connect_seconds.snapshot(),
-        "duration_seconds": totals.duration_seconds.snapshot(),
-    }
+    def _account(self, rule: str) -> dict[str, Any]:
+        """Return the account of a rule's ended connections, made anew only when one more has ended (3 us)."""
+        totals = self.totals.get(rule) or Totals()
+        account = self._ended.get(rule)
+        if account is None or account["total"] != totals.connections:
+            account = self._ended[rule] = {
+                "active": 0,
+                "total": totals.connections,
+                "bytes_in": totals.bytes_in,
+                "bytes_out": totals.bytes_out,
+                "ends": {end.value: count for end, count in totals.ends.items()},
+                "connect_seconds": totals.connect_seconds.snapshot(),
+                "duration_seconds": totals.duration_seconds.snapshot(),
+            }
+        return account
 
 
 def add_accounts(accounts: Iterable[dict[str, Any]]) -> dict[str, Any]:
@@ -224,6 +231,11 @@ def add_accounts(accounts: Iterable[dict[str, Any]]) -> dict[str, Any]:
     return total | {"ends": dict(ends)} | times
 
 
+def add_seconds(parts: Iterable[float]) -> float:
+    """Return the sum of numbers of six places, exact to the last one: the same in whatever order they come."""
+    return round(sum(parts), PLACES)
+
+
 def _add_histograms(histograms: Sequence[dict[str, Any]]) -> dict[str, Any]:
     counts = [sum(column) for column in zip(*(each["counts"] for each in histograms), strict=True)]
-    return {"le": histograms[0]["le"], "counts": counts, "sum": sum(each["sum"] for each in histograms)}
+    return {"le": histograms[0]["le"], "counts": counts, "sum": add_seconds(each["sum"] for each in histograms)}

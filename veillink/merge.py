@@ -6,7 +6,7 @@ Rule: counters never go down, also when a process ends; what is down in one of t
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from .ledger import add_accounts
+from .ledger import add_accounts, add_seconds
 
 _OLDEST: Final = "process_start_time_seconds"
 
@@ -59,11 +59,11 @@ def bury(status: dict[str, Any], gone: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _sums(parts: Iterable[dict[str, float]]) -> dict[str, float]:
-    sums: dict[str, float] = {}
+    values: dict[str, list[float]] = {}
     for part in parts:
         for key, value in part.items():
-            sums[key] = sums.get(key, 0) + value
-    return sums
+            values.setdefault(key, []).append(value)
+    return {key: add_seconds(found) for key, found in values.items()}
 
 
 def _merge_process(live: Sequence[dict[str, Any]], gone: dict[str, Any] | None) -> dict[str, float]:

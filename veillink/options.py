@@ -8,7 +8,7 @@ import io
 import os
 import socket
 import sys
-from argparse import ArgumentTypeError, BooleanOptionalAction, Namespace
+from argparse import ArgumentTypeError, BooleanOptionalAction, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable
 from dataclasses import fields
 from ipaddress import ip_address
@@ -25,11 +25,37 @@ from .rules_file import read_regular
 _LARGEST_SETTINGS: Final = 1 << 20
 _MOST_WORKERS: Final = 256
 
-_EPILOG: Final = (
-    "Exit codes: 0 stopped and drained, or --check found no problem; 1 a problem, nothing could be started, or the "
-    "drain was cut short; 2 wrong usage. Signals: TERM and INT drain and stop, a second one cuts at once; HUP reads "
-    "the rules again; USR1 writes the state to the log."
-)
+_DESCRIPTION: Final = """\
+Forward TCP connections as the rules in a CSV file say, one line for each:
+
+  listen,host,port[,option=value ...]     8080,192.0.2.10,80,name=web
+"""
+
+_EPILOG: Final = """\
+Every option is also a variable (VEILLINK_DRAIN_TIMEOUT) and a line of the settings file
+(drain-timeout = 30s). The command line goes before the environment, and that before the
+settings file.
+
+signals:
+  TERM, INT   accept nobody any more, let connections finish for --drain-timeout, then
+              cut them; a second one cuts at once
+  HUP         read the rules again
+  USR1        write the state to the log
+  TTIN, TTOU  a worker more, a worker less (with --workers)
+  USR2        start the program anew; the old one drains once that one serves (with
+              --workers)
+
+exit codes:
+  0           stopped and drained; --check: no problem; --status: answered
+  1           a problem, nothing could be started, or connections had to be cut
+  2           wrong usage
+
+examples:
+  veillink --config config.csv --check                what would be done, what is wrong
+  veillink --config config.csv --admin 127.0.0.1:8079 show what runs: http://127.0.0.1:8079
+  veillink --status --admin 127.0.0.1:8079            the same on the terminal
+  veillink --config config.csv --workers auto         on all cores
+"""
 
 
 def _as_argument(parse: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -62,8 +88,10 @@ def parser() -> _Parser:
     """Return the parser of the command line, of ``VEILLINK_…`` in the environment and of the settings file."""
     parser = _Parser(
         prog="veillink",
-        description="Forward TCP connections as the rules in a CSV file say.",
+        usage="veillink [options]",
+        description=_DESCRIPTION,
         epilog=_EPILOG,
+        formatter_class=RawDescriptionHelpFormatter,
         auto_env_var_prefix="VEILLINK_",
         add_env_var_help=False,
         add_config_file_help=False,

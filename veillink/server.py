@@ -188,7 +188,7 @@ class Server:
             {
                 "name": rule.name,
                 "listen": rule.shown_listen,
-                "listener_up": not any(address in self.down for address, _ in rule.listens()),
+                "listener_up": not self.down or not any(address in self.down for address, _ in rule.listens()),
                 **accounts[rule.name],
                 "targets": [
                     {"target": str(member.address), "up": member.up, "active": member.active}
