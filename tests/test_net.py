@@ -455,6 +455,7 @@ def test_a_stream_knows_whether_somebody_waits_to_read(sockets: Sockets) -> None
     waits.append(stream.waits_to_read)
     peer.sendall(b"x")
     assert reader.get() == b"x"
+    stream.stop_reading()
     assert [*waits, stream.waits_to_read] == [False, True, False]
 
 
@@ -463,6 +464,7 @@ def test_a_reader_that_is_thrown_out_leaves_the_bytes_to_the_next(sockets: Socke
     reader = gevent.spawn(receive, stream)
     gevent.sleep(0)
     reader.kill()
+    stream.stop_reading()
     assert not stream.waits_to_read
     peer.sendall(b"for the next")
     assert receive(stream) == b"for the next"

@@ -202,20 +202,26 @@ class Relay:
         Two frames for each chunk (one to read it, one to write it): with five, a request cost a third more.
         """
         full_reads = 0
-        while full_reads < _BULK_READS and not sink.broken:
-            try:
-                count = source.recv_into(_BUFFER)
-            except OSError as error:
-                raise Ended(lost, error_name(error)) from None
-            if not count:
-                return False
-            flow.bytes += count
-            full_reads = full_reads + 1 if count == _BUFFER_SIZE else 0
-            try:
-                sink.sendall(_BUFFER[:count])
-            except OSError as error:
-                sink.broken = error_name(error)
-        return not sink.broken
+        try:
+            while full_reads < _BULK_READS and not sink.broken:
+                try:
+                    count = source.recv_into(_BUFFER)
+                except OSError as error:
+                    raise Ended(lost, error_name(error)) from None
+                if not count:
+                    return False
+                flow.bytes += count
+                full_reads = full_reads + 1 if count == _BUFFER_SIZE else 0
+                try:
+                    sent = sink.send(_BUFFER[:count])
+                    if sent < count:
+                        source.stop_reading()
+                        sink.sendall(_BUFFER[sent:count])
+                except OSError as error:
+                    sink.broken = error_name(error)
+            return not sink.broken
+        finally:
+            source.stop_reading()
 
     def _splice(self, source: Stream, sink: Stream, flow: Flow, lost: End) -> bool:
         """Move bytes through a pipe, past Python; return whether the stream goes on, but not as bulk.

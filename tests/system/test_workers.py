@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -32,6 +33,7 @@ from .harness import (
     saying,
 )
 from .manager import Manager
+from .namespace import Network
 from .test_reload import Visitors
 from .window import Window
 
@@ -482,6 +484,26 @@ def test_limits_are_divided_among_them_and_anew_when_their_number_changes(
         eventually(lambda: shares()[-1] == 8, what="eight for the one that stays")
         for sock in socks:
             sock.close()
+
+
+def test_the_kernel_hands_those_who_wait_to_another_worker_where_it_is_allowed_to(
+    network: Network, fleet: Flock, backend: Serve
+) -> None:
+    network.run("sh", "-c", "echo 1 > /proc/sys/net/ipv4/tcp_migrate_req")
+    row = f"{HOST}:{{port}},{HOST},{backend(echo).port},max_connections=2\n"
+    flock = fleet(row, canary=False)
+    with ExitStack() as stack:
+        socks = [stack.enter_context(flock.veillink.connect()) for _ in range(40)]
+        flock.veillink.send(signal.SIGTTOU)
+        waiting = set(socks)
+        while waiting:
+            for sock in select.select(waiting, waiting, [], 0.01)[1]:
+                with suppress(BlockingIOError):
+                    sock.send(b"x", socket.MSG_DONTWAIT)
+            for sock in select.select(waiting, [], [], 5)[0]:
+                assert sock.recv(1) == b"x"
+                waiting.remove(sock)
+                sock.close()
 
 
 # --- what they show --------------------------------------------------------------------------------------------------
