@@ -159,6 +159,32 @@ def test_a_taken_address_is_an_error_and_leaves_nothing_open(sockets: Sockets) -
     assert open_files() == before
 
 
+@pytest.mark.parametrize("host", ["", HOST, "::1"])
+def test_those_who_share_an_address_share_its_clients_and_others_cannot_have_it(
+    host: str, sockets: Sockets, listening: list[socket.socket]
+) -> None:
+    address = Address(host, free_port())
+    assert not net.is_shared(address)
+    listening.extend(net.listen(address, RuleOptions(), shared=True) for _ in range(2))
+    assert net.is_shared(address)
+    with pytest.raises(OSError, match="in use"):
+        net.listen(address, RuleOptions())
+    for _ in range(60):
+        sockets.client(Address(host or HOST, address.port))
+    for sock in listening:
+        accepted, _ = stdlib.socket.accept(sock)
+        accepted.close()
+
+
+def test_an_address_of_one_alone_is_not_shared(listening: list[socket.socket]) -> None:
+    address = Address(HOST, free_port())
+    listening.append(net.listen(address, RuleOptions()))
+    assert not net.is_shared(address)
+    with pytest.raises(OSError, match="in use"):
+        net.listen(address, RuleOptions(), shared=True)
+    assert not net.is_shared(Address("unix:/nowhere", 0))
+
+
 def test_a_port_can_be_listened_on_again_at_once(sockets: Sockets, listening: list[socket.socket]) -> None:
     first = net.listen(Address(HOST, 0), OPTIONS)
     client = sockets.client(address_of(first))

@@ -564,6 +564,7 @@ def test_connections_of_all_are_listed_with_numbers_of_their_own(fleet: Flock, b
         assert len({each["id"] for each in found}) == 30
         status = subprocess.run([str(VEILLINK), "--status", window.option], capture_output=True, text=True, check=True)
         assert "30 of at most" in status.stdout
+        assert "2 workers" in status.stdout
 
 
 def test_a_window_at_a_unix_socket_is_kept_open_by_another_worker(fleet: Flock, backend: Serve) -> None:
