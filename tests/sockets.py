@@ -107,7 +107,8 @@ class Journal:
 
     def lines(self, message: str = "") -> list[dict[str, Any]]:
         """Return the lines whose message contains this; without one all lines, those of connections too."""
-        lines = [json.loads(line) for line in self._path.read_text().splitlines()]
+        whole, _, _ = self._path.read_text().rpartition("\n")  # the last line may be half written
+        lines = [json.loads(line) for line in whole.splitlines()]
         return [line for line in lines if message in line.get("message", "")]
 
     def wait_for(self, message: str) -> dict[str, Any]:

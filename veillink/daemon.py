@@ -3,6 +3,7 @@
 Rule: what must not happen twice at a time, the main greenlet does.
 """
 
+import contextlib
 import gc
 import os
 import socket
@@ -110,6 +111,7 @@ class _Process:
             log, settings.config, self._descriptors, settings.max_connections, listening, seat.number if seat else 0
         )
         self._report = Report(settings.config, self._server, self._descriptors, log)
+        self._shown: Report | FleetReport = self._report
         self._admin: Closable | None = None
 
     def live(self, inbox: Inbox, hurry: Sequence[str]) -> Outcome:
@@ -132,6 +134,8 @@ class _Process:
         settings, server = self._settings, self._server
         if self._seat is not None:
             self._join(self._seat, inbox)
+        if settings.admin is not None:
+            self._report.measure()
         rules, problems = read_rules(settings.config, settings.defaults)
         if anybody_may_write(settings.config):
             self._say(
@@ -143,7 +147,7 @@ class _Process:
         self._log.info(
             f"VeilLink {__version__} starts", pid=os.getpid(), config=settings.config, rules=len(rules.rules)
         )
-        obstacle = self._obstacle(rules) or self._open_window()
+        obstacle = self._obstacle(rules) or write_pid(settings.pidfile) or self._open_window()
         if obstacle:
             return self._give_up(obstacle)
         server.apply(rules)
@@ -224,6 +228,11 @@ class _Process:
         self._take_part(seat)
         if seat.leads:
             self._server.lead()
+        if self._settings.admin is not None:
+            self._shown = FleetReport(self._report, seat, self._log)
+            self._shown.publish()
+            gevent.spawn(self._shown.publish_forever)
+            gevent.spawn(self._shown.publish_connections_forever)
         gevent.spawn(self._take_part_forever, seat, inbox)
 
     def _take_part_forever(self, seat: Seat, inbox: Inbox) -> None:
@@ -235,7 +244,8 @@ class _Process:
             gevent.sleep(_LOOK)
 
     def _take_part(self, seat: Seat) -> None:
-        self._server.share(seat.board.fleet.workers)
+        with contextlib.suppress(OSError):  # no descriptor is left: the next time
+            self._server.share(seat.board.fleet.workers)
         seat.lead()
 
     def _lead(self) -> None:
@@ -256,40 +266,32 @@ class _Process:
         self._tell_others()
 
     def _tell_others(self) -> None:
+        if isinstance(self._shown, FleetReport):
+            self._shown.publish()
         if self._seat is not None:
-            if self._settings.admin is not None:
-                FleetReport(self._report, self._seat, self._log).publish()
-            self._seat.enter(State(self._report.phase, self._report.reads))
+            try:
+                self._seat.enter(State(self._report.phase, self._report.reads))
+            except OSError as error:
+                self._log.error(f"cannot tell the master how far this worker is: {error.strerror}")
 
     def _give_up(self, why: str) -> bool:
         self._log.error(f"not started: {why}")
         return False
 
     def _open_window(self) -> str:
-        """Write our number and begin to show the state, where asked; return why not, if it cannot be done."""
-        settings = self._settings
-        if settings.pidfile:
-            obstacle = write_pid(settings.pidfile)
-            if obstacle:
-                return obstacle
-        window = settings.admin
+        """Begin to show the state, where asked; return why not, if it cannot be done."""
+        window = self._settings.admin
         if window is None or (window.address.is_unix and self._seat is not None and not self._seat.leads):
             return ""
         from .admin import Admin, Sources  # 6 MiB that forwarding does not need
 
-        shown: Report | FleetReport = self._report
-        if self._seat is not None:
-            shown = FleetReport(self._report, self._seat, self._log)
-            shown.publish()
-            gevent.spawn(shown.publish_forever)
-            gevent.spawn(shown.publish_connections_forever)
+        shown = self._shown
         sources = Sources(shown.status, shown.connections, shown.obstacle)
         try:
             sock = listen(window.address, RuleOptions(), shared=self._seat is not None)
         except OSError as error:
             return f"cannot show the state at {window.address}: {error.strerror} ({error_name(error)})"
         self._admin = Admin(sock, window.name, window.token, self._descriptors.admin, sources, self._log)
-        self._report.measure()
         self._say("info", "showing the state", admin=window.address)
         return ""
 

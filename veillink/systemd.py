@@ -64,9 +64,10 @@ class Manager:
 
 
 def write_pid(path: str) -> str:
-    """Write this process's number to a file; return why not, if it cannot be done."""
+    """Write this process's number to a file, if one is asked for; return why not, if it cannot be done."""
     try:
-        Path(path).write_text(f"{os.getpid()}\n")
+        if path:
+            Path(path).write_text(f"{os.getpid()}\n")
     except (OSError, ValueError) as error:
         return f"cannot write {path}: {getattr(error, 'strerror', None) or error}"
     return ""

@@ -330,10 +330,9 @@ class _Master(Arbiter):
                 self._manager.ready(self._summary())
 
     def _announce(self) -> None:
-        if self._settings.pidfile:
-            obstacle = write_pid(self._settings.pidfile)
-            if obstacle:
-                self._journal.say("error", obstacle)
+        obstacle = write_pid(self._settings.pidfile)
+        if obstacle:
+            self._journal.say("error", obstacle)
         self._journal.say("info", f"VeilLink {__version__} is ready", pid=os.getpid(), workers=self.num_workers)
         self._manager.ready(self._summary())
         if self.master_pid:

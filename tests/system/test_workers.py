@@ -579,6 +579,8 @@ def test_a_window_at_a_unix_socket_is_kept_open_by_another_worker(fleet: Flock, 
 
         first = eventually(shown, what="the window")
         assert len(first["workers"]) == 2
+        with clients(flock.veillink, 30):
+            eventually(lambda: (now := shown()) and now["totals"]["active"] == 30, what="those of both")
         os.kill(flock.workers()[0], signal.SIGKILL)
         eventually(lambda: (now := shown()) and len(now["workers"]) == 2, what="the window of another")
 
