@@ -24,6 +24,7 @@ LEVELS: Final = ("debug", "info", "warning", "error")
 # 10,000 lines of about 250 bytes: what a stuck reader may cost in memory.
 _QUEUE_LINES: Final = 10_000
 _BATCH_LINES: Final = 1000
+_AT_ONCE: Final = 4096  # bytes
 # A wake-up for every line would make the loop and the writer fight for the GIL: gather for so many seconds.
 _GATHER: Final = 0.01
 _LONGEST_VALUE: Final = 300
@@ -263,10 +264,17 @@ def _printable(message: str) -> str:
 
 
 def _write(fd: int, data: bytes) -> bool:
-    """Write all of it and return whether that worked."""
-    while data:
+    """Write all of it and return whether that worked.
+
+    A pipe takes whole lines at a time: what is longer than PIPE_BUF (pipe(7)) may be torn by lines of other workers.
+    """
+    begin = 0
+    while begin < len(data):
+        end = begin + _AT_ONCE
+        if end < len(data):
+            end = data.rfind(b"\n", begin, end) + 1 or end
         try:
-            data = data[os.write(fd, data) :]
+            begin += os.write(fd, data[begin:end])
         except BlockingIOError:  # a terminal or pipe that somebody else has set to non-blocking
             select.select([], [fd], [])
         except OSError:

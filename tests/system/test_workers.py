@@ -32,6 +32,7 @@ from .harness import (
     read_to_eof,
     saying,
 )
+from .load import Load
 from .manager import Manager
 from .namespace import Network
 from .test_reload import Visitors
@@ -161,6 +162,23 @@ def test_a_change_of_the_file_is_applied_by_every_worker(fleet: Flock, words: Ca
     flock = fleet(f"{HOST}:{{port}},{HOST},{words('old')}\n")
     flock.veillink.write(f"{HOST}:{{port}},{HOST},{words('new')}\n")
     eventually(lambda: flock.all_answer(b"new"), what="the new target from all workers")
+
+
+def test_no_worker_writes_into_the_lines_of_another(start: Start) -> None:
+    """Through a pipe that is full for a while: there a write of more than 4 KiB goes in pieces."""
+    reads, writes = os.pipe()
+    with Load() as load, os.fdopen(reads) as reader:
+        rows = load.rows(f"{HOST}:{{port}}")
+        veillink = start(rows, "--workers=4", stdout=writes, ready=False, canary=False)
+        os.close(writes)
+        eventually(lambda: not nobody_listens(veillink, veillink.port), what="somebody listens")
+        assert load.run([("echo", veillink.port)], 4000, 200)[1] == {"echo ok": 4000}
+        veillink.first_fds = veillink.fds()
+        ids: list[int] = []
+        while len(ids) < 4000:
+            line = json.loads(reader.readline())
+            ids += [line["id"]] if line.get("bytes_in") else []
+        assert len(set(ids)) == 4000
 
 
 # --- workers that end, come and hang ---------------------------------------------------------------------------------
