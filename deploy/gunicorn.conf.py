@@ -9,17 +9,19 @@ graceful_timeout is over. The file is watched, as everywhere, so there is seldom
 Every option is a variable: VEILLINK_ADMIN, VEILLINK_DRAIN_TIMEOUT, … (see veillink --help).
 """
 
-from veillink.options import from_environment
-from veillink.workers import Worker, child_exit, nworkers_changed, on_exit, pre_fork
+import math
 
-__all__ = ["child_exit", "nworkers_changed", "on_exit", "pre_fork"]
+from veillink.options import from_environment
+from veillink.workers import Worker, child_exit, nworkers_changed, on_exit, on_starting, pre_fork
+
+__all__ = ["child_exit", "nworkers_changed", "on_exit", "on_starting", "pre_fork"]
 
 _settings = from_environment()
 
 worker_class = Worker
 workers = _settings.workers or 1
-timeout = round(_settings.worker_timeout)
-graceful_timeout = round(_settings.drain_timeout) + 5
+timeout = math.ceil(_settings.worker_timeout)
+graceful_timeout = math.ceil(_settings.drain_timeout) + 5
 
 # Each worker opens its own listeners, those of the rules.
 bind: list[str] = []

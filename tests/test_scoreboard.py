@@ -1,6 +1,7 @@
 """Tests of what workers share through files."""
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -167,3 +168,19 @@ def test_when_the_folder_is_gone_nothing_happens() -> None:
     board.ask_for_connections()
     assert not board.is_asked_for_connections()
     assert not Path(board.folder).exists()
+
+
+def test_a_folder_that_was_removed_is_made_again_with_what_was_said(board: Scoreboard) -> None:
+    board.tell(Fleet(3))
+    board.keep()
+    shutil.rmtree(board.folder)
+    board.keep()
+    assert board.fleet == Fleet(3)
+    assert board.folder.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be somebody else")
+def test_a_folder_of_somebody_else_is_not_used(board: Scoreboard) -> None:
+    os.chown(board.folder, 12345, 12345)
+    with pytest.raises(PermissionError, match="somebody else"):
+        board.keep()

@@ -7,10 +7,10 @@ import sys
 def main() -> None:
     """Run the command line and exit with its code."""
     # Until the daemon heeds signals, Ctrl+C ends the program as TERM does, without a traceback from half-done imports,
-    # and there is nothing to reload or to show yet.
+    # and there is nothing to reload or to show yet. Those that only a master heeds would end or stop any other process.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU):
+        signal.signal(number, signal.SIG_IGN)
     from veillink.cli import main as run
 
     sys.exit(run())

@@ -55,7 +55,7 @@ def _run(settings: Settings) -> int:
         with opened(settings) as log:
             return run(settings, log)
     try:
-        from .workers import run_workers  # gunicorn is an extra
+        from .master import run_workers  # gunicorn is an extra
     except ModuleNotFoundError as error:
         print(f"veillink: error: --workers needs {error.name}: pip install 'veillink[workers]'", file=sys.stderr)
         return 2

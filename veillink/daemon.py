@@ -152,7 +152,7 @@ class _Process:
             return self._give_up(obstacle)
         server.apply(rules)
         self._report.count_reload("applied", problems)
-        if not server.listeners and (server.down or not rules.rules):
+        if not server.listeners and not self._may_wait(rules):
             return self._give_up("no rule could be started")
         self._announce()
         self._enter("running")
@@ -239,7 +239,8 @@ class _Process:
         while self._report.phase in ("starting", "running"):
             led = seat.leads
             self._take_part(seat)
-            if seat.leads and not led:
+            waits = self._settings.admin is not None and self._admin is None
+            if seat.leads and (waits or not led):
                 inbox.leave(LEAD)
             gevent.sleep(_LOOK)
 
@@ -250,7 +251,8 @@ class _Process:
 
     def _lead(self) -> None:
         """Do what only one of the workers may do, since the one that did it has gone."""
-        self._server.lead()
+        if not self._server.leads:
+            self._server.lead()
         obstacle = self._open_window() if self._admin is None else ""
         if obstacle:
             self._log.error(obstacle)
@@ -274,6 +276,10 @@ class _Process:
             except OSError as error:
                 self._log.error(f"cannot tell the master how far this worker is: {error.strerror}")
 
+    def _may_wait(self, rules: RuleSet) -> bool:
+        """Return whether it is no fault that nothing listens here: other workers have the UNIX sockets, or had them."""
+        return self._seat is not None and bool(rules.rules) and all(address.is_unix for address in self._server.down)
+
     def _give_up(self, why: str) -> bool:
         self._log.error(f"not started: {why}")
         return False
@@ -290,6 +296,8 @@ class _Process:
         try:
             sock = listen(window.address, RuleOptions(), shared=self._seat is not None)
         except OSError as error:
+            if self._seat is not None and window.address.is_unix:
+                return ""  # the program before this one has not let go yet: it is tried again
             return f"cannot show the state at {window.address}: {error.strerror} ({error_name(error)})"
         self._admin = Admin(sock, window.name, window.token, self._descriptors.admin, sources, self._log)
         self._say("info", "showing the state", admin=window.address)

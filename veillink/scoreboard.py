@@ -5,6 +5,7 @@ counted is kept. The files are in Python's own format: 3,000 rules are written i
 """
 
 import contextlib
+import errno
 import fcntl
 import marshal
 import os
@@ -62,6 +63,7 @@ class Scoreboard:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._has_served = False
+        self._told = Fleet(1)
 
     @classmethod
     def make(cls) -> "Scoreboard":
@@ -72,6 +74,20 @@ class Scoreboard:
         """
         home = _MEMORY if os.access(_MEMORY, os.W_OK | os.X_OK) else None
         return cls(Path(tempfile.mkdtemp(prefix="veillink-", dir=home)))
+
+    def keep(self) -> None:
+        """Make the folder again when somebody has removed it, as systemd-logind does (RemoveIPC in logind.conf(5)).
+
+        Raises:
+            OSError: it is somebody else's, or there is no place for it.
+        """
+        try:
+            self.folder.mkdir(mode=0o700)
+        except FileExistsError:
+            if self.folder.stat().st_uid != os.geteuid():
+                raise PermissionError(errno.EPERM, f"{self.folder} is somebody else's") from None
+        else:
+            self.tell(self._told)
 
     def remove(self) -> None:
         """Remove it, with all that is in it."""
@@ -84,7 +100,12 @@ class Scoreboard:
         return Fleet(**_loaded(said)) if said else Fleet(1)
 
     def tell(self, fleet: Fleet) -> None:
-        """Say something as the master."""
+        """Say something as the master.
+
+        Raises:
+            OSError: there is no place for it.
+        """
+        self._told = fleet
         _write(self.folder / "fleet", marshal.dumps(asdict(fleet)))
 
     @property
@@ -95,8 +116,11 @@ class Scoreboard:
         return self._has_served
 
     def state(self, number: int) -> State:
-        """Return what a worker has said last."""
-        said = _read(self.folder / f"{number}{_STATE}")
+        """Return what a worker has said last, if it can be known."""
+        try:
+            said = _read(self.folder / f"{number}{_STATE}")
+        except OSError:  # no descriptor is left
+            said = b""
         return State(**_loaded(said)) if said else State("starting")
 
     def read(self) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
@@ -110,7 +134,11 @@ class Scoreboard:
                 return [_loaded(status) for status in found if status], gone["remains"]
 
     def bury(self, number: int) -> None:
-        """Keep what a worker that is no more has counted; for the master alone."""
+        """Keep what a worker that is no more has counted; for the master alone.
+
+        Raises:
+            OSError: there is no place for it.
+        """
         self._has_served = self.has_served
         file = self.folder / f"{number}{_STATUS}"
         said = _read(file)

@@ -37,6 +37,7 @@ _AT_A_TIME: Final = 100
 _NUMBERS: Final = 1_000_000_000
 _FIRST_RETRY: Final = 1.0
 _LAST_RETRY: Final = 10.0
+_UNIX_RETRY: Final = 0.2  # it is free as soon as the program before this one lets go
 
 _HINTS: Final = {
     errno.EADDRINUSE: "another program listens there",
@@ -84,7 +85,7 @@ class Server:
         self._inherited = inherited
         self._shared = worker > 0
         self._workers = 1
-        self._leads = worker == 0
+        self.leads = worker == 0
         self._names = Names(log, descriptors.lookups)
         self._patience = Patience()
         self._pipes = Pipes(descriptors.pipes)
@@ -117,7 +118,7 @@ class Server:
             address: Entrance(each.service, offset, each.gate)
             for each in running.values()
             for address, offset in each.service.rule.listens()
-            if self._leads or not address.is_unix or address in self._inherited
+            if self.leads or not address.is_unix or address in self._inherited
         }
         self.rules = rules
         self._names.keep(_host_names(rules))
@@ -151,7 +152,7 @@ class Server:
 
     def lead(self) -> None:
         """Be the one that listens at UNIX sockets, which cannot be shared."""
-        self._leads = True
+        self.leads = True
         self.apply(self.rules)
 
     def stop_accepting(self) -> None:
@@ -275,7 +276,7 @@ class Server:
     def _retry(self) -> None:
         delay = _FIRST_RETRY
         while self.down:
-            gevent.sleep(delay)
+            gevent.sleep(_UNIX_RETRY if any(address.is_unix for address in self.down) else delay)
             delay = min(_LAST_RETRY, delay * 2)
             before = tuple(self.down)
             self._open_missing()

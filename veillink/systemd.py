@@ -93,8 +93,8 @@ def inherited(environ: Mapping[str, str]) -> dict[Address, socket.socket]:
         return {}
     found: dict[Address, socket.socket] = {}
     for descriptor in range(_FIRST_FD, _FIRST_FD + int(count)):
-        os.set_inheritable(descriptor, False)
-        with contextlib.suppress(OSError):  # it is no socket
+        with contextlib.suppress(OSError):  # it is no socket, or nothing at all
+            os.set_inheritable(descriptor, False)
             sock = socket.socket(fileno=descriptor)
             if sock.type == socket.SOCK_STREAM and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                 found[_address(sock)] = sock

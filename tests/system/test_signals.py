@@ -369,3 +369,11 @@ def test_a_broken_pipe_signal_is_ignored(forward: Forward) -> None:
         exchange(sock)
         veillink.send(SIGPIPE)
         exchange(sock)
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU])
+def test_a_signal_for_a_master_is_ignored_by_one_that_is_alone(number: signal.Signals, forward: Forward) -> None:
+    veillink = forward(echo)
+    with veillink.connect() as sock:
+        veillink.send(number)
+        exchange(sock)

@@ -3,7 +3,9 @@
 import json
 import os
 import re
+import resource
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -283,6 +285,57 @@ def test_a_worker_that_cannot_start_takes_nobody_with_it(fleet: Flock, backend: 
     eventually(lambda: len(veillink.logged("^ready$")) == 3, what="the second worker")
 
 
+def test_a_worker_is_added_while_another_one_still_drains(fleet: Flock, backend: Serve) -> None:
+    flock = fleet(f"{HOST}:{{port}},{HOST},{backend(echo).port}\n")
+    veillink = flock.veillink
+    with clients(veillink, 30):
+        veillink.send(signal.SIGTTOU)
+        eventually(lambda: veillink.logged("^stopping$"), what="one drains")
+        veillink.send(signal.SIGTTIN)
+        eventually(lambda: len(veillink.logged("^ready$")) == 3, 2.0, "another one")
+        assert len(flock.workers()) == 3
+    eventually(lambda: len(flock.workers()) == 2, what="the one that drained has gone")
+
+
+def test_a_master_without_descriptors_goes_on_when_it_has_some_again(fleet: Flock, backend: Serve) -> None:
+    flock = fleet(f"{HOST}:{{port}},{HOST},{backend(echo).port}\n")
+    veillink = flock.veillink
+    soft, hard = resource.prlimit(veillink.pid, resource.RLIMIT_NOFILE)
+    with clients(veillink, 20) as socks:
+        holders = flock.holders(socks)
+        resource.prlimit(veillink.pid, resource.RLIMIT_NOFILE, (3, hard))
+        veillink.send(signal.SIGHUP)
+        os.kill(holders[0], signal.SIGKILL)
+        eventually(lambda: veillink.logged("no worker can be started now: .*Too many open files"), what="it is told")
+        for sock, holder in zip(socks, holders, strict=True):
+            if holder != holders[0]:
+                exchange(sock)
+        resource.prlimit(veillink.pid, resource.RLIMIT_NOFILE, (soft, hard))
+        eventually(lambda: len(flock.workers()) == 2, what="the second worker")
+
+
+def test_workers_do_without_what_they_share_when_somebody_removes_it(
+    fleet: Flock, backend: Serve, window: Window
+) -> None:
+    before = boards()
+    flock = fleet(f"{HOST}:{{port}},{HOST},{backend(echo).port},name=web\n", window.option)
+    (board,) = set(boards()) - set(before)
+    flock.veillink.first_fds += 1  # of the third worker
+    with clients(flock.veillink, 20) as socks:
+        holders = flock.holders(socks)
+        shutil.rmtree(board)
+        for number in (signal.SIGHUP, signal.SIGTTIN):
+            flock.veillink.send(number)
+        os.kill(holders[0], signal.SIGKILL)
+        eventually(lambda: len(set(flock.workers()) - {holders[0]}) == 3, what="three workers")
+        eventually(lambda: window.get("/readyz")[0] == 200, what="ready")
+        for sock, holder in zip(socks, holders, strict=True):
+            if holder != holders[0]:
+                exchange(sock)
+        others = sum(holder != holders[0] for holder in holders)
+        eventually(lambda: window.rule("web")["active"] == others, what="all are shown")
+
+
 # --- the end ---------------------------------------------------------------------------------------------------------
 
 
@@ -347,6 +400,30 @@ def boards() -> list[Path]:
     return [path for home in ("/dev/shm", tempfile.gettempdir()) for path in Path(home).glob("veillink-*")]
 
 
+def test_a_worker_that_is_killed_while_it_drains_has_cut_connections(fleet: Flock, backend: Serve) -> None:
+    flock = fleet(f"{HOST}:{{port}},{HOST},{backend(echo).port}\n")
+    with clients(flock.veillink, 20):
+        flock.veillink.send(signal.SIGTERM)
+        eventually(lambda: len(flock.veillink.logged("^stopping$")) == 2, what="both drain")
+        for pid in flock.workers():
+            os.kill(pid, signal.SIGKILL)
+        assert flock.veillink.child.wait(5) == 1
+
+
+def test_a_stop_that_comes_early_leaves_nothing_behind(start: Start) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        before = boards()
+        veillink = start(f"{HOST}:{{port}},{HOST},1\n", "--workers=2", ready=False, canary=False)
+        eventually(partial(_more_boards, before), what="its folder")
+        veillink.child.send_signal(number)
+        assert veillink.child.wait(10) == 0
+        assert boards() == before
+
+
+def _more_boards(before: list[Path]) -> bool:
+    return len(boards()) > len(before)
+
+
 def test_it_leaves_no_file_behind(fleet: Flock, tmp_path: Path) -> None:
     before = boards()
     veillink = fleet(f"{HOST}:{{port}},{HOST},1\n", f"--pidfile={tmp_path / 'pid'}").veillink
@@ -362,6 +439,7 @@ def test_it_leaves_no_file_behind(fleet: Flock, tmp_path: Path) -> None:
     [
         ("", (), "no rule could be started"),
         ("nonsense,,\n", ("--strict",), "has problems and --strict was given"),
+        ("{port},db,80\n", ("--pidfile=/nowhere/pid",), "cannot write /nowhere/pid"),
         ("{port},db,80\n", ("--admin=192.0.2.1:80", "--admin-token=x"), "cannot show the state at 192.0.2.1:80"),
     ],
 )
@@ -477,6 +555,67 @@ def test_a_new_program_that_cannot_start_leaves_the_old_one_as_it_was(fleet: Flo
         assert veillink.child.wait(10) == 0
 
 
+def test_a_new_program_that_is_not_there_leaves_the_old_one_as_it_was(
+    fleet: Flock, backend: Serve, window: Window, tmp_path: Path
+) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    change = "import os, sys; os.chdir(sys.argv[1]); os.execv(sys.argv[2], sys.argv[2:])"
+    before = (str(VEILLINK.with_name("python")), "-c", change, str(folder))
+    flock = fleet(f"{HOST}:{{port}},{HOST},{backend(echo).port}\n", window.option, before=before)
+    veillink, workers = flock.veillink, flock.workers()
+    with clients(veillink, 20) as socks:
+        folder.rmdir()
+        veillink.send(signal.SIGUSR2)
+        eventually(lambda: veillink.logged("the new program has ended: this one goes on"), what="the failure is told")
+        assert veillink.logged("the new program cannot be started: .*No such file")
+        for sock in socks:
+            exchange(sock)
+    assert flock.workers() == workers
+    assert window.get("/readyz")[0] == 200
+
+
+def test_a_stop_during_an_upgrade_stops_both_and_lets_connections_finish(fleet: Flock, backend: Serve) -> None:
+    flock = fleet(f"{HOST}:{{port}},{HOST},{backend(echo).port}\n")
+    veillink = flock.veillink
+    with clients(veillink, 20) as socks:
+        veillink.send(signal.SIGUSR2)
+        new = eventually(lambda: set(flock.workers()) - set(sorted(flock.workers())[:2]), what="the new master").pop()
+        veillink.send(signal.SIGTERM)
+        eventually(lambda: len(veillink.logged("^stopping$")) >= 2, what="the workers drain")
+        time.sleep(0.5)
+        for sock in socks:
+            exchange(sock)
+    assert veillink.child.wait(5) == 0
+    eventually(lambda: gone(new), what="the end of the new master")
+
+
+@pytest.mark.parametrize("rule", ["unix alone", "unix and tcp"])
+def test_unix_sockets_go_over_to_the_new_program(rule: str, fleet: Flock, backend: Serve) -> None:
+    with tempfile.TemporaryDirectory(prefix="vl") as folder:
+        target = backend(echo).port
+        rows = f"unix:{folder}/listen,{HOST},{target},name=web\n" + (
+            f"{HOST}:{{port}},{HOST},{target}\n" if "tcp" in rule else ""
+        )
+        option = f"--admin=unix:{folder}/admin"
+        veillink = fleet(rows, option, canary=False).veillink
+        veillink.send(signal.SIGUSR2)
+        with ended(successor(veillink)):
+            assert veillink.child.wait(10) == 0
+
+            def served() -> bool:
+                with socket.socket(socket.AF_UNIX) as sock, suppress(OSError):
+                    sock.settimeout(5)
+                    sock.connect(f"{folder}/listen")
+                    exchange(sock)
+                    return True
+                return False
+
+            eventually(served, 1.5, "the socket is served again")
+            command = [str(VEILLINK), "--status", "--json", option]
+            eventually(lambda: subprocess.run(command, capture_output=True, check=False).returncode == 0, what="status")
+
+
 # --- limits ----------------------------------------------------------------------------------------------------------
 
 
@@ -556,7 +695,9 @@ def test_each_answers_for_all_and_no_counter_ever_falls(fleet: Flock, backend: S
                 eventually(lambda: window.rule("web")["active"] == 30, what="all are shown")
                 assert {len(window.json("/api/connections")) for _ in range(6)} == {30}
                 if round_ == 1:
-                    os.kill(flock.workers()[0], signal.SIGKILL)
+                    victim = flock.workers()[0]
+                    os.kill(victim, signal.SIGKILL)
+                    eventually(partial(gone, victim), what="its end")  # until then it may be asked
                 elif round_ == 2:
                     flock.veillink.send(signal.SIGHUP)
                 del socks
@@ -645,11 +786,35 @@ def test_the_manager_hears_of_them_from_the_master(fleet: Flock, backend: Serve,
     assert 5_000_000 <= int(last["EXTEND_TIMEOUT_USEC"]) <= 10_000_000
 
 
-def test_the_watchdog_hears_from_the_master(fleet: Flock, manager: Manager) -> None:
-    fleet(f"{HOST}:{{port}},{HOST},1\n", env=manager.env | {"WATCHDOG_USEC": "600000"})
-    for _ in range(5):
-        while "WATCHDOG" not in manager.told():
+def test_the_watchdog_hears_from_the_master_and_from_its_successor(fleet: Flock, manager: Manager) -> None:
+    watched = "import os, sys; os.environ['WATCHDOG_PID'] = str(os.getpid()); os.execv(sys.argv[1], sys.argv[1:])"
+    before = (str(VEILLINK.with_name("python")), "-c", watched)
+    env = manager.env | {"WATCHDOG_USEC": "600000"}
+    veillink = fleet(f"{HOST}:{{port}},{HOST},1\n", env=env, before=before).veillink
+
+    def alive() -> None:
+        for _ in range(5):
+            while "WATCHDOG" not in manager.told():
+                pass
+
+    alive()
+    veillink.send(signal.SIGUSR2)
+    with ended(successor(veillink)):
+        assert veillink.child.wait(10) == 0
+        while "MAINPID" not in manager.told():
             pass
+        alive()
+
+
+def test_a_reload_is_done_although_a_worker_drains(fleet: Flock, backend: Serve, manager: Manager) -> None:
+    flock = fleet(f"{HOST}:{{port}},{HOST},{backend(echo).port}\n", workers=3, env=manager.env)
+    assert "READY" in manager.told()
+    with clients(flock.veillink, 30):
+        flock.veillink.send(signal.SIGTTOU)
+        eventually(lambda: flock.veillink.logged("^stopping$"), what="one drains")
+        flock.veillink.send(signal.SIGHUP)
+        assert "RELOADING" in manager.told()
+        assert "READY" in manager.told()
 
 
 def test_sockets_that_were_handed_over_are_shared_by_all(fleet: Flock, backend: Serve) -> None:

@@ -1,0 +1,381 @@
+"""Be the master of ``--workers``: gunicorn's arbiter, which reloads in place and tells the service manager the truth.
+
+Rule: the master forwards nothing and starts no loop, and no error of its own costs a connection: what it cannot do now
+it does later.
+"""
+
+import contextlib
+import gc
+import logging
+import math
+import os
+import select
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, ClassVar, Final
+
+from gunicorn.app.base import BaseApplication
+from gunicorn.arbiter import Arbiter
+from gunicorn.errors import HaltServer
+from gunicorn.glogging import Logger
+
+from . import __version__
+from .daemon import LONGEST_CUT, Outcome
+from .log import Lines
+from .model import Address, Settings
+from .net import is_shared, raise_fd_limit
+from .rules_file import read_rules
+from .scoreboard import Fleet, Scoreboard
+from .systemd import Manager, inherited, remove_pid, write_pid
+from .workers import Forwarder, Worker, child_exit, nworkers_changed, on_exit, on_starting, pre_fork, tell
+
+_LOOK: Final = 0.05  # seconds, while workers are waited for
+_RELOAD_TIME: Final = 30.0  # after which a reload counts as done, whoever has not answered
+_START_PAUSE: Final = 1.0  # after a worker that could not start
+# How the program that takes this one's place says that it serves: people and terminals send the others.
+_SERVES: Final = signal.SIGRTMIN
+# What a pipe that is ready for writing takes at once (PIPE_BUF in pipe(7)).
+_AT_ONCE: Final = 4096
+_LEVELS: Final = {logging.DEBUG: "debug", logging.INFO: "debug", logging.WARNING: "warning"}
+
+
+def run_workers(settings: Settings) -> int:
+    """Be the master until told to stop.
+
+    Returns:
+        The exit code: 0 all workers have drained, 1 none could start, or connections had to be cut.
+    """
+    if settings.admin is not None:
+        from . import admin  # noqa: F401 - once for all workers
+    journal, upgrades, own = Journal(settings), "GUNICORN_PID" in os.environ, os.getpid()
+    manager, listening = Manager(os.environ), inherited(os.environ)
+    raise_fd_limit()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):  # until the arbiter heeds them
+        signal.signal(number, lambda *_: sys.exit(0))
+    board: Scoreboard | None = None
+    try:
+        shared = "" if upgrades else _shared(settings, listening)
+        if shared:
+            obstacle = f"{shared} is another VeilLink's, which would share its clients; stop it first"
+        else:
+            obstacle = "" if upgrades else write_pid(settings.pidfile)
+        if obstacle:
+            journal.say("error", f"not started: {obstacle}")
+            return 1
+        try:
+            board = Scoreboard.make()
+            board.tell(Fleet(settings.workers))
+        except OSError as error:
+            journal.say("error", f"not started: workers need a place for temporary files: {error.strerror}")
+            return 1
+        fleet = _Application(settings, board)
+        for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS"):
+            os.environ.pop(name, None)  # gunicorn would say READY before any worker is
+        gc.collect()
+        gc.freeze()  # what workers never free they share with the master
+        _Master(fleet, settings, board, journal, manager, listening).run()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 1
+    finally:
+        if os.getpid() == own:  # and not a worker, which comes by here at its end
+            remove_pid(settings.pidfile)
+            if board is not None:
+                board.remove()
+    return 0
+
+
+def _shared(settings: Settings, listening: Mapping[Address, socket.socket]) -> str:
+    """Return an address at which workers of another master listen, if there is one."""
+    rules, _ = read_rules(settings.config, settings.defaults)
+    wanted = [address for rule in rules.rules for address, _ in rule.listens()]
+    if settings.admin is not None:
+        wanted.append(settings.admin.address)
+    return next((str(address) for address in wanted if address not in listening and is_shared(address)), "")
+
+
+class Journal:
+    """The master's log: without a thread, which a fork would lose, and without ever waiting for a reader.
+
+    Args:
+        settings: how lines look.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._lines = Lines(json_lines=settings.log_format == "json", level=settings.log_level)
+        self._unsaid: deque[str] = deque(maxlen=1000)
+        os.register_at_fork(after_in_child=self._unsaid.clear)
+
+    def say(self, level: str, message: str, **fields: object) -> None:
+        """Write a line, now or later."""
+        if self._lines.wants(level):
+            self._unsaid.append(self._lines.line(level, message, fields))
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what could not be written before."""
+        with contextlib.suppress(OSError):
+            while self._unsaid and select.select([], [1], [], 0)[1]:
+                os.write(1, f"{self._unsaid[0][: _AT_ONCE - 1]}\n".encode())
+                self._unsaid.popleft()
+
+
+class _Handler(logging.Handler):
+    def __init__(self, journal: Journal) -> None:
+        super().__init__()
+        self._journal = journal
+
+    def emit(self, record: logging.LogRecord) -> None:
+        fields = {"traceback": "".join(traceback.format_exception(record.exc_info[1]))} if record.exc_info else {}
+        self._journal.say(_LEVELS.get(record.levelno, "error"), record.getMessage(), **fields)
+
+
+class _Log(Logger):
+    """gunicorn's log, as lines among ours."""
+
+    def __init__(self, cfg: Any, journal: Journal) -> None:
+        self._handler = _Handler(journal)
+        super().__init__(cfg)
+
+    def setup(self, cfg: Any) -> None:
+        self.cfg = cfg
+        self.error_log.handlers = [self._handler]
+        self.error_log.setLevel(logging.DEBUG)
+
+
+class _Application(BaseApplication):
+    def __init__(self, settings: Settings, board: Scoreboard) -> None:
+        self._settings = settings
+        self._board = board
+        super().__init__()
+
+    def load_config(self) -> None:
+        drain = self._settings.drain_timeout + LONGEST_CUT
+        for name, value in {
+            "bind": [],
+            "reuse_port": True,
+            "control_socket_disable": True,
+            "worker_class": Worker,
+            "workers": self._settings.workers,
+            "timeout": math.ceil(self._settings.worker_timeout),
+            "graceful_timeout": math.ceil(drain),
+            "worker_tmp_dir": str(self._board.folder),
+            "pre_fork": pre_fork,
+            "pre_exec": _Master.hand_over,
+            "child_exit": _Master.worker_ended,
+            "nworkers_changed": nworkers_changed,
+            "on_starting": on_starting,
+            "on_exit": on_exit,
+        }.items():
+            self.cfg.set(name, value)
+
+    def load(self) -> Forwarder:
+        return Forwarder(lambda: self._settings)
+
+
+class _Master(Arbiter):
+    """Reloads in place, stops as one process does, and hands over to a new program once that one serves."""
+
+    SIGNALS: ClassVar[list[int]] = [*Arbiter.SIGNALS, _SERVES]
+
+    def __init__(
+        self,
+        fleet: _Application,
+        settings: Settings,
+        board: Scoreboard,
+        journal: Journal,
+        manager: Manager,
+        listening: Mapping[Address, socket.socket],
+    ) -> None:
+        self.veillink_board = board
+        self.listening = listening
+        self._settings = settings
+        self._journal = journal
+        self._manager = manager
+        self._ready = False
+        self._reading: dict[int, int] = {}
+        self._reading_until = 0.0
+        self._not_before = 0.0
+        self._leaving: set[int] = set()
+        self._stopping = False
+        self._handed_over = False
+        self._cut_short = False
+        super().__init__(fleet)
+        self.START_CTX["args"] = [sys.executable, *sys.orig_argv[1:]]  # gunicorn's own forgets -m
+
+    def setup(self, app: Any) -> None:
+        self.log = self.log or _Log(app.cfg, self._journal)
+        super().setup(app)
+
+    # --- looking after workers ---
+
+    def wait_for_signals(self, timeout: float | None = 1.0) -> list[int]:
+        self._look_after()
+        if self._reading or not self._ready:
+            timeout = _LOOK
+        elif self._manager.watchdog:
+            timeout = min(1.0, self._manager.watchdog / 3)
+        return super().wait_for_signals(timeout)
+
+    def _look_after(self) -> None:
+        self._journal.flush()
+        if self._manager.watchdog:
+            self._manager.alive()
+        if self._ready and not self._reading:
+            return
+        running = self._running()
+        if not self._ready and len(running) >= self.num_workers:
+            self._ready = True
+            self._announce()
+        if self._reading:
+            unread = [age for age, reads in self._reading.items() if age in running and running[age] <= reads]
+            if not unread or time.monotonic() > self._reading_until:
+                self._reading = {}
+                self._manager.ready(self._summary())
+
+    def _announce(self) -> None:
+        obstacle = write_pid(self._settings.pidfile)
+        if obstacle:
+            self._journal.say("error", obstacle)
+        self._journal.say("info", f"VeilLink {__version__} is ready", pid=os.getpid(), workers=self.num_workers)
+        self._manager.ready(self._summary())
+        if self.master_pid and self.master_pid == os.getppid():
+            os.kill(self.master_pid, _SERVES)
+
+    def _summary(self) -> str:
+        return f"{self.num_workers} workers"
+
+    def _staying(self) -> dict[int, int]:
+        """Return the numbers of the workers that were not told to leave, by pid, the oldest first."""
+        ages = {pid: worker.age for pid, worker in self.WORKERS.items() if worker.age not in self._leaving}
+        return dict(sorted(ages.items(), key=lambda item: item[1]))
+
+    def _running(self) -> dict[int, int]:
+        """Return how often each of them has read the rules' file, by its number, of those that run."""
+        states = {age: self.veillink_board.state(age) for age in self._staying().values()}
+        return {age: state.reads for age, state in states.items() if state.phase == "running"}
+
+    def manage_workers(self) -> None:
+        """Start or end as many as are missing or too many; gunicorn's would count those that still drain."""
+        staying = self._staying()
+        for _ in range(self.num_workers - len(staying)):
+            if time.monotonic() >= self._not_before:
+                self.spawn_worker()
+        for pid, age in tuple(staying.items())[: max(0, len(staying) - self.num_workers)]:
+            self._leaving.add(age)
+            self.kill_worker(pid, signal.SIGTERM)
+
+    def spawn_worker(self) -> Any:
+        """Start a worker, or try again later."""
+        own = os.getpid()
+        try:
+            self.veillink_board.keep()
+            return super().spawn_worker()
+        except (OSError, RuntimeError) as error:
+            if os.getpid() != own:
+                raise
+            self._not_before = time.monotonic() + _START_PAUSE
+            self._journal.say("error", f"no worker can be started now: {error}")
+            return None
+
+    def worker_ended(self, worker: Worker) -> None:
+        """Keep its account, and start no other one in its place at once when it could not start."""
+        phase = self.veillink_board.state(worker.age).phase
+        if phase == "starting":
+            self._not_before = time.monotonic() + _START_PAUSE
+        self._leaving.discard(worker.age)
+        self._cut_short = self._cut_short or (self._stopping and phase not in ("starting", Outcome.DRAINED.value))
+        child_exit(self, worker)
+
+    def reload(self) -> None:
+        """Have every worker read the rules again, in place."""
+        self._manager.reloading()
+        self._reading = self._running()
+        self._reading_until = time.monotonic() + _RELOAD_TIME
+        self.kill_workers(signal.SIGHUP)
+
+    # --- a new program ---
+
+    def reexec(self) -> None:
+        """Start the program anew, which says when it serves."""
+        own = os.getpid()
+        try:
+            super().reexec()
+        except OSError as error:
+            self._journal.say("error", f"the new program cannot be started: {error}")
+            if os.getpid() != own:
+                os._exit(1)  # it would go on as a second master of the same workers
+
+    def hand_over(self) -> None:
+        """Leave to the new program what this one was handed over, as if it had come from the service manager."""
+        for sock in self.listening.values():
+            sock.set_inheritable(True)
+        for name in ("LISTEN_PID", "WATCHDOG_PID"):
+            if name in self.cfg.env_orig:
+                self.cfg.env_orig[name] = str(os.getpid())
+
+    def reap_workers(self) -> None:
+        upgrade = self.reexec_pid
+        super().reap_workers()
+        if upgrade and not self.reexec_pid and not self._stopping:
+            self._journal.say("error", "the new program has ended: this one goes on", pid=upgrade)
+
+    def handle_rtmin(self) -> None:
+        """The new program serves: leave it the field."""
+        if self.reexec_pid:
+            self._handed_over = True
+            raise StopIteration
+
+    def maybe_promote_master(self) -> None:
+        before = self.master_pid
+        super().maybe_promote_master()
+        if before and not self.master_pid and self._ready:
+            self._manager.ready(self._summary())  # nobody listened to this process before
+
+    # --- the end ---
+
+    def handle_int(self) -> None:
+        raise StopIteration
+
+    def stop(self, graceful: bool = True) -> None:
+        """Let all workers drain; a second signal has them cut what is left. A new program that does not serve yet ends
+        as well: it was not to go on."""
+        self._stopping = True
+        if self._handed_over:
+            self._manager.succeeded(self.reexec_pid)
+        else:
+            if self.reexec_pid:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self.reexec_pid, signal.SIGTERM)
+            tell(self, Fleet(self.num_workers, draining=True))
+            self._manager.stopping("draining", self._settings.drain_timeout + LONGEST_CUT)
+        self._end_workers(signal.SIGTERM if graceful else signal.SIGQUIT)
+
+    def _end_workers(self, number: int) -> None:
+        until = time.monotonic() + self.cfg.graceful_timeout + 1
+        while self.WORKERS and time.monotonic() < until:
+            self.kill_workers(number)  # again, since one may have been starting
+            if self._manager.watchdog and not self._handed_over:
+                self._manager.alive()
+            came = super().wait_for_signals(timeout=0.1)
+            if {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT} & set(came):
+                number = signal.SIGQUIT
+            self._reap()
+        self._cut_short = self._cut_short or bool(self.WORKERS)
+        self.kill_workers(signal.SIGKILL)
+        self._reap()
+
+    def _reap(self) -> None:
+        with contextlib.suppress(HaltServer):  # that is what happens
+            self.reap_workers()
+
+    def halt(self, reason: str | None = None, exit_status: int = 0) -> None:
+        """Stop, and exit as one process would: 1 when none could start, or connections had to be cut."""
+        try:
+            super().halt(reason, exit_status)
+        except SystemExit:
+            sys.exit(1 if exit_status or self._cut_short else 0)
