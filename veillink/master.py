@@ -41,6 +41,7 @@ _START_PAUSE: Final = 1.0  # after a worker that could not start
 _SERVES: Final = signal.SIGRTMIN
 # What a pipe that is ready for writing takes at once (PIPE_BUF in pipe(7)).
 _AT_ONCE: Final = 4096
+_LONGEST_TRACE: Final = 3000
 _LEVELS: Final = {logging.DEBUG: "debug", logging.INFO: "debug", logging.WARNING: "warning"}
 
 
@@ -52,18 +53,15 @@ def run_workers(settings: Settings) -> int:
     """
     if settings.admin is not None:
         from . import admin  # noqa: F401 - once for all workers
-    journal, upgrades, own = Journal(settings), "GUNICORN_PID" in os.environ, os.getpid()
+    own, journal = os.getpid(), Journal(settings)
     manager, listening = Manager(os.environ), inherited(os.environ)
     raise_fd_limit()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):  # until the arbiter heeds them
         signal.signal(number, lambda *_: sys.exit(0))
     board: Scoreboard | None = None
     try:
-        shared = "" if upgrades else _shared(settings, listening)
-        if shared:
-            obstacle = f"{shared} is another VeilLink's, which would share its clients; stop it first"
-        else:
-            obstacle = "" if upgrades else write_pid(settings.pidfile)
+        takes_over = "GUNICORN_PID" in os.environ
+        obstacle = "" if takes_over else _shared(settings, listening) or write_pid(settings.pidfile)
         if obstacle:
             journal.say("error", f"not started: {obstacle}")
             return 1
@@ -90,12 +88,15 @@ def run_workers(settings: Settings) -> int:
 
 
 def _shared(settings: Settings, listening: Mapping[Address, socket.socket]) -> str:
-    """Return an address at which workers of another master listen, if there is one."""
+    """Return what is wrong when workers of another master listen where ours are to."""
     rules, _ = read_rules(settings.config, settings.defaults)
     wanted = [address for rule in rules.rules for address, _ in rule.listens()]
     if settings.admin is not None:
         wanted.append(settings.admin.address)
-    return next((str(address) for address in wanted if address not in listening and is_shared(address)), "")
+    for address in wanted:
+        if address not in listening and is_shared(address):
+            return f"{address} is another VeilLink's, which would share its clients; stop it first"
+    return ""
 
 
 class Journal:
@@ -130,7 +131,8 @@ class _Handler(logging.Handler):
         self._journal = journal
 
     def emit(self, record: logging.LogRecord) -> None:
-        fields = {"traceback": "".join(traceback.format_exception(record.exc_info[1]))} if record.exc_info else {}
+        trace = "".join(traceback.format_exception(record.exc_info[1])) if record.exc_info else ""
+        fields = {"traceback": trace[-_LONGEST_TRACE:]} if trace else {}
         self._journal.say(_LEVELS.get(record.levelno, "error"), record.getMessage(), **fields)
 
 
@@ -297,6 +299,8 @@ class _Master(Arbiter):
         self._reading = self._running()
         self._reading_until = time.monotonic() + _RELOAD_TIME
         self.kill_workers(signal.SIGHUP)
+        if not self._reading:  # they read it when they start
+            self._manager.ready(self._summary())
 
     # --- a new program ---
 
