@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,6 +26,12 @@ def board() -> Iterator[Scoreboard]:
 
 def seats(board: Scoreboard, count: int) -> list[Seat]:
     return [Seat(board, number) for number in range(1, count + 1)]
+
+
+def shown(board: Scoreboard) -> dict[str, Any]:
+    status = board.status()
+    assert status is not None
+    return status
 
 
 def test_only_its_owner_may_look_into_it(board: Scoreboard) -> None:
@@ -57,7 +64,7 @@ def test_that_one_has_served_is_remembered_when_it_is_dead(board: Scoreboard) ->
 def test_the_states_of_all_are_one_state(board: Scoreboard) -> None:
     for seat in seats(board, 3):
         seat.publish(state(2, seat.number, 1))
-    whole = board.status()
+    whole = shown(board)
     assert whole["rules"][0]["total"] == 12
     assert [(each["worker"], each["pid"], each["active"]) for each in whole["workers"]] == [
         (number, os.getpid(), number) for number in (1, 2, 3)
@@ -69,11 +76,11 @@ def test_one_that_runs_speaks_for_those_that_do_not(board: Scoreboard) -> None:
     first, second = seats(board, 2)
     first.publish(state(phase="draining"))
     second.publish(state(phase="running"))
-    assert board.status()["phase"] == "running"
+    assert shown(board)["phase"] == "running"
     second.publish(state(phase="starting"))
-    assert board.status()["phase"] == "draining"
+    assert shown(board)["phase"] == "draining"
     board.tell(Fleet(2, draining=True))
-    assert board.status()["phase"] == "draining"
+    assert shown(board)["phase"] == "draining"
 
 
 def test_the_dead_are_counted_once_at_every_moment(board: Scoreboard) -> None:
@@ -86,7 +93,7 @@ def test_the_dead_are_counted_once_at_every_moment(board: Scoreboard) -> None:
 
     def look() -> None:
         while not over.is_set():
-            seen.add(board.status()["rules"][0]["total"])
+            seen.add(shown(board)["rules"][0]["total"])
 
     looker = threading.Thread(target=look)
     looker.start()
@@ -100,6 +107,7 @@ def test_the_dead_are_counted_once_at_every_moment(board: Scoreboard) -> None:
 def test_one_that_has_published_nothing_leaves_nothing(board: Scoreboard) -> None:
     board.bury(1)
     assert board.read() == ([], None)
+    assert board.status() is None
 
 
 def test_connections_are_told_once_asked_for_and_awaited_from_everybody(board: Scoreboard) -> None:
@@ -119,6 +127,7 @@ def test_connections_are_told_once_asked_for_and_awaited_from_everybody(board: S
 _LEADER = """
 import sys
 from pathlib import Path
+from typing import Any
 from veillink.scoreboard import Scoreboard, Seat
 seat = Seat(Scoreboard(Path(sys.argv[1])), 2)
 print(seat.lead(), seat.lead(), flush=True)

@@ -227,6 +227,8 @@ class _Master(Arbiter):
         self._journal.flush()
         if self._manager.watchdog:
             self._manager.alive()
+        with contextlib.suppress(OSError):
+            self.veillink_board.keep()
         if self._ready and not self._reading:
             return
         running = self._running()

@@ -230,9 +230,9 @@ class FleetReport:
             self._log.limited("cannot share the state with other workers", str(self._seat.board.folder), reason=error)
 
     def status(self) -> dict[str, Any]:
-        """Return the state of all workers as if they were one."""
-        status: dict[str, Any] = get_hub().threadpool.apply(self._seat.board.status)
-        return status
+        """Return the state of all workers as if they were one; of this one when somebody has removed what they share."""
+        status: dict[str, Any] | None = get_hub().threadpool.apply(self._seat.board.status)
+        return status or self._report.status()
 
     def connections(self) -> list[dict[str, Any]]:
         """Return every live connection of every worker; of one that does not tell them in time, what it last told."""

@@ -149,9 +149,11 @@ class Scoreboard:
         for suffix in (_STATUS, _CONNECTIONS, _STATE):
             (self.folder / f"{number}{suffix}").unlink(missing_ok=True)
 
-    def status(self) -> dict[str, Any]:
-        """Return the state of all workers as if they were one, and under ``workers`` who they are."""
+    def status(self) -> dict[str, Any] | None:
+        """Return the state of all workers as if they were one, and under ``workers`` who they are, if any shows it."""
         live, gone = self.read()
+        if not live:
+            return None
         live.sort(key=lambda each: (each["phase"] != "running", each["worker"]))
         now = time.monotonic()
         workers = [

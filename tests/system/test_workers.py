@@ -328,6 +328,8 @@ def test_workers_do_without_what_they_share_when_somebody_removes_it(
     with clients(flock.veillink, 20) as socks:
         holders = flock.holders(socks)
         shutil.rmtree(board)
+        eventually(lambda: board.exists() and window.get("/readyz")[0] == 200, what="it is there again")
+        shutil.rmtree(board)
         for number in (signal.SIGHUP, signal.SIGTTIN):
             flock.veillink.send(number)
         os.kill(holders[0], signal.SIGKILL)
