@@ -230,7 +230,7 @@ class FleetReport:
             self._log.limited("cannot share the state with other workers", str(self._seat.board.folder), reason=error)
 
     def status(self) -> dict[str, Any]:
-        """Return the state of all workers as if they were one; of this one when somebody has removed what they share."""
+        """Return the state of all workers as if they were one, or of this one when what they share is gone."""
         status: dict[str, Any] | None = get_hub().threadpool.apply(self._seat.board.status)
         return status or self._report.status()
 
