@@ -57,7 +57,7 @@ def _run(settings: Settings) -> int:
     try:
         from .master import run_workers  # gunicorn is an extra
     except ModuleNotFoundError as error:
-        print(f"veillink: error: --workers needs {error.name}: pip install 'veillink[workers]'", file=sys.stderr)
+        print(f"veillink: error: --workers needs {error.name}: pip install 'gunicorn>=27,<28'", file=sys.stderr)
         return 2
     return run_workers(settings)
 

@@ -479,7 +479,7 @@ def test_without_gunicorn_it_says_what_to_install(tmp_path: Path) -> None:
         timeout=20,
     )
     assert done.returncode == 2
-    assert done.stderr == "veillink: error: --workers needs gunicorn: pip install 'veillink[workers]'\n"
+    assert done.stderr == "veillink: error: --workers needs gunicorn: pip install 'gunicorn>=27,<28'\n"
 
 
 # --- a new program ---------------------------------------------------------------------------------------------------
