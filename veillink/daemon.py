@@ -225,8 +225,7 @@ class _Process:
 
     def _join(self, seat: Seat, inbox: Inbox) -> None:
         """Take part in the fleet."""
-        self._take_part(seat)
-        if seat.leads:
+        if self._take_part(seat):
             self._server.lead()
         if self._settings.admin is not None:
             self._shown = FleetReport(self._report, seat, self._log)
@@ -237,17 +236,17 @@ class _Process:
 
     def _take_part_forever(self, seat: Seat, inbox: Inbox) -> None:
         while self._report.phase in ("starting", "running"):
-            led = seat.leads
-            self._take_part(seat)
-            waits = self._settings.admin is not None and self._admin is None
-            if seat.leads and (waits or not led):
+            leads_now = self._take_part(seat)
+            waits = seat.leads and self._settings.admin is not None and self._admin is None
+            if leads_now or waits:
                 inbox.leave(LEAD)
             gevent.sleep(_LOOK)
 
-    def _take_part(self, seat: Seat) -> None:
+    def _take_part(self, seat: Seat) -> bool:
+        """Heed what the master says; return whether this worker has just come to lead."""
         with contextlib.suppress(OSError):  # no descriptor is left: the next time
             self._server.share(seat.board.fleet.workers)
-        seat.lead()
+        return seat.lead()
 
     def _lead(self) -> None:
         """Do what only one of the workers may do, since the one that did it has gone."""

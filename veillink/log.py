@@ -24,7 +24,8 @@ LEVELS: Final = ("debug", "info", "warning", "error")
 # 10,000 lines of about 250 bytes: what a stuck reader may cost in memory.
 _QUEUE_LINES: Final = 10_000
 _BATCH_LINES: Final = 1000
-_AT_ONCE: Final = 4096  # bytes
+# Bytes that a pipe takes whole, and at once when it is ready for writing (PIPE_BUF in pipe(7)).
+AT_ONCE: Final = 4096
 # A wake-up for every line would make the loop and the writer fight for the GIL: gather for so many seconds.
 _GATHER: Final = 0.01
 _LONGEST_VALUE: Final = 300
@@ -270,7 +271,7 @@ def _write(fd: int, data: bytes) -> bool:
     """
     begin = 0
     while begin < len(data):
-        end = begin + _AT_ONCE
+        end = begin + AT_ONCE
         if end < len(data):
             end = data.rfind(b"\n", begin, end) + 1 or end
         try:

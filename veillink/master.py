@@ -26,7 +26,7 @@ from gunicorn.glogging import Logger
 
 from . import __version__
 from .daemon import LONGEST_CUT, Outcome
-from .log import Lines
+from .log import AT_ONCE, Lines
 from .model import Address, Settings
 from .net import is_shared, raise_fd_limit
 from .rules_file import read_rules
@@ -39,8 +39,6 @@ _RELOAD_TIME: Final = 30.0  # after which a reload counts as done, whoever has n
 _START_PAUSE: Final = 1.0  # after a worker that could not start
 # How the program that takes this one's place says that it serves: people and terminals send the others.
 _SERVES: Final = signal.SIGRTMIN
-# What a pipe that is ready for writing takes at once (PIPE_BUF in pipe(7)).
-_AT_ONCE: Final = 4096
 _LONGEST_TRACE: Final = 3000
 _LEVELS: Final = {logging.DEBUG: "debug", logging.INFO: "debug", logging.WARNING: "warning"}
 
@@ -121,7 +119,7 @@ class Journal:
         """Write what could not be written before."""
         with contextlib.suppress(OSError):
             while self._unsaid and select.select([], [1], [], 0)[1]:
-                os.write(1, f"{self._unsaid[0][: _AT_ONCE - 1]}\n".encode())
+                os.write(1, f"{self._unsaid[0][: AT_ONCE - 1]}\n".encode())
                 self._unsaid.popleft()
 
 

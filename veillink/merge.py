@@ -25,7 +25,7 @@ def merge(live: Sequence[dict[str, Any]], gone: dict[str, Any] | None) -> dict[s
         "version": first["version"],
         "phase": first["phase"],
         "uptime": max(each["uptime"] for each in live),
-        "process": _merge_process(live, gone),
+        "process": _merge_process(everybody),
         "rates": _sums(each["rates"] for each in live),
         "limits": {
             "connections": sum(each["limits"]["connections"] for each in live),
@@ -66,11 +66,9 @@ def _sums(parts: Iterable[dict[str, float]]) -> dict[str, float]:
     return {key: add_seconds(found) for key, found in values.items()}
 
 
-def _merge_process(live: Sequence[dict[str, Any]], gone: dict[str, Any] | None) -> dict[str, float]:
-    merged = _sums(each["process"] for each in [*live, *([gone] if gone else [])])
-    if _OLDEST in merged:
-        merged[_OLDEST] = min(each["process"][_OLDEST] for each in live)
-    return merged
+def _merge_process(everybody: Sequence[dict[str, Any]]) -> dict[str, float]:
+    began = [each["process"][_OLDEST] for each in everybody if _OLDEST in each["process"]]
+    return _sums(each["process"] for each in everybody) | ({_OLDEST: min(began)} if began else {})
 
 
 def _merge_rules(live: Sequence[dict[str, Any]], gone: dict[str, Any] | None) -> list[dict[str, Any]]:

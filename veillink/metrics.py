@@ -4,6 +4,7 @@ Rule: labels come from the rules' file alone; what clients send never becomes on
 """
 
 from collections.abc import Iterator
+from copy import copy
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
@@ -14,6 +15,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 _PROCESS: Final = ProcessCollector(registry=None)
+_OF_SYSTEM: Final = tuple(_PROCESS.collect())  # for their names and texts
 
 
 def of_process() -> dict[str, float]:
@@ -43,8 +45,9 @@ class _Collector(Collector):
 
 
 def _of_system(values: dict[str, float]) -> Iterator[Metric]:
-    for family in _PROCESS.collect():
-        family.samples = [each._replace(value=values[each.name]) for each in family.samples if each.name in values]
+    for known in _OF_SYSTEM:
+        family = copy(known)
+        family.samples = [each._replace(value=values[each.name]) for each in known.samples if each.name in values]
         yield family
 
 

@@ -70,6 +70,9 @@ def _as_argument(parse: Callable[[str], Any]) -> Callable[[str], Any]:
     return converted
 
 
+_DURATION: Final = _as_argument(parse_duration)
+
+
 class _Parser(configargparse.ArgumentParser):  # type: ignore[misc]  # it has no type hints
     def error(self, message: str) -> NoReturn:
         """Say it in one line: the usage of twenty options would hide it."""
@@ -98,13 +101,28 @@ def parser() -> _Parser:
         allow_abbrev=False,
         config_file_open_func=_open_settings,
     )
-    duration = _as_argument(parse_duration)
-    add = parser.add_argument
+    _add_rules(parser.add_argument)
+    _add_processes(parser.add_argument)
+    _add_log(parser.add_argument)
+    _add_window(parser)
+    _add_rule_defaults(parser)
+    parser.add_argument(
+        "--settings",
+        is_config_file=True,
+        env_var="VEILLINK_SETTINGS",
+        metavar="PATH",
+        help="file with these options as 'drain-timeout = 30s'",
+    )
+    parser.add_argument("--version", action="version", version=f"veillink {__version__}")
+    return parser
+
+
+def _add_rules(add: Callable[..., object]) -> None:
     add("--config", default="config.csv", metavar="PATH", help="the rules (default: %(default)s)")
     add("--check", action="store_true", help="print the rules as understood and every problem, and exit")
     add("--strict", action="store_true", help="do not start while the rules have any problem")
     add("--watch", action=BooleanOptionalAction, default=True, help="apply changes of the rules' file by itself")
-    add("--drain-timeout", type=duration, default="30s", metavar="TIME", help="for stopping (default: %(default)s)")
+    add("--drain-timeout", type=_DURATION, default="30s", metavar="TIME", help="for stopping (default: %(default)s)")
     add(
         "--max-connections",
         type=_as_argument(number(0, 1_000_000)),
@@ -118,6 +136,9 @@ def parser() -> _Parser:
         default="auto",
         help="auto: bulk streams are spliced, past Python, where the system can; copy: never (default: %(default)s)",
     )
+
+
+def _add_processes(add: Callable[..., object]) -> None:
     add(
         "--workers",
         type=_as_argument(_workers),
@@ -127,26 +148,18 @@ def parser() -> _Parser:
     )
     add(
         "--worker-timeout",
-        type=duration,
+        type=_DURATION,
         default="30s",
         metavar="TIME",
         help="a worker that gives no sign of life for so long is replaced (default: %(default)s)",
     )
     add("--pidfile", default="", metavar="PATH", help="write the process's number there; removed at exit")
+
+
+def _add_log(add: Callable[..., object]) -> None:
     add("--log-format", choices=("text", "json"), default="text", help="of every line (default: %(default)s)")
     add("--log-level", choices=LEVELS, default="info", help="least level that is written (default: %(default)s)")
     add("--access-log", action=BooleanOptionalAction, default=True, help="a line for each connection when it ends")
-    _add_window(parser)
-    _add_rule_defaults(parser)
-    add(
-        "--settings",
-        is_config_file=True,
-        env_var="VEILLINK_SETTINGS",
-        metavar="PATH",
-        help="file with these options as 'drain-timeout = 30s'",
-    )
-    add("--version", action="version", version=f"veillink {__version__}")
-    return parser
 
 
 def _add_window(parser: configargparse.ArgumentParser) -> None:

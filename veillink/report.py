@@ -5,12 +5,13 @@ Rule: showing changes nothing, and costs the loop no more than a pass over the l
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
 import gevent
 from gevent.hub import get_hub
+from gevent.lock import BoundedSemaphore
 
 from . import __version__
 from .ledger import Ledger
@@ -96,20 +97,19 @@ class Report:
 
     def obstacle(self) -> str:
         """Return why no more clients should be sent here, or nothing."""
-        if self.phase != "running":
-            return self.phase
-        down = self._server.rules_down()
-        return f"not listening: {', '.join(down)}" if down else ""
+        return _obstacle(self.phase, self._server.rules_down())
 
     def status(self) -> dict[str, Any]:
         """Return the state of the process and of every rule."""
         process = get_hub().threadpool.apply(_process)  # 20,000 descriptors take 10 ms to count
+        return self._state() | {"process": process}
+
+    def _state(self) -> dict[str, Any]:
         bytes_in, bytes_out = self._server.ledger.moved()
         return {
             "version": __version__,
             "phase": self.phase,
             "uptime": round(time.monotonic() - self._began, 1),
-            "process": process,
             "rates": self._rates(),
             "limits": {"connections": self._server.gate.limit, "descriptors": self._descriptors.limit},
             "totals": {
@@ -141,7 +141,7 @@ class Report:
 
     def dump(self) -> None:
         """Log what runs: each rule with its account, each target, each listener that is down, each connection."""
-        log, status = self._log, self.status()
+        log, status = self._log, self._state()
         log.info(
             "state",
             connections=status["totals"]["active"],
@@ -182,6 +182,12 @@ class Report:
         return {name: round((b - a) / (ended - began), 1) for name, a, b in zip(names, first, last, strict=True)}
 
 
+def _obstacle(phase: str, down: Sequence[str]) -> str:
+    if phase != "running":
+        return phase
+    return f"not listening: {', '.join(down)}" if down else ""
+
+
 def _process() -> dict[str, float]:
     from .metrics import of_process  # 6 MiB that forwarding does not need
 
@@ -204,11 +210,12 @@ class FleetReport:
         self._report = report
         self._seat = seat
         self._log = log
+        self._turn = BoundedSemaphore(1)
 
     def publish(self) -> None:
-        """Show the others the state of this worker."""
-        status = self._report.status()
-        self._aside(self._seat.publish, status)
+        """Show the others the state of this worker; one at a time, so that an older one never replaces a newer."""
+        with self._turn:
+            self._aside(self._seat.publish, self._report.status())
 
     def publish_forever(self) -> None:
         """Do it again and again."""
@@ -249,7 +256,4 @@ class FleetReport:
     def obstacle(self) -> str:
         """Return why no more clients should be sent here, or nothing."""
         status = self.status()
-        if status["phase"] != "running":
-            return str(status["phase"])
-        down = [rule["name"] for rule in status["rules"] if not rule["listener_up"]]
-        return f"not listening: {', '.join(down)}" if down else ""
+        return _obstacle(status["phase"], [rule["name"] for rule in status["rules"] if not rule["listener_up"]])

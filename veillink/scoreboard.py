@@ -62,7 +62,7 @@ class Scoreboard:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._has_served = False
+        self._one_has_served = False
         self._told = Fleet(1)
 
     @classmethod
@@ -112,8 +112,7 @@ class Scoreboard:
     def has_served(self) -> bool:
         """Whether any worker has ever got as far as running, as the master knows it."""
         numbers = (int(path.stem) for path in self._of_workers(_STATE))
-        self._has_served = self._has_served or any(self.state(number).phase != "starting" for number in numbers)
-        return self._has_served
+        return self._one_has_served or any(self.state(number).phase != "starting" for number in numbers)
 
     def state(self, number: int) -> State:
         """Return what a worker has said last, if it can be known."""
@@ -139,7 +138,7 @@ class Scoreboard:
         Raises:
             OSError: there is no place for it.
         """
-        self._has_served = self.has_served
+        self._one_has_served = self.has_served
         file = self.folder / f"{number}{_STATUS}"
         said = _read(file)
         if said:

@@ -119,6 +119,16 @@ def clients(veillink: VeilLink, count: int, port: int = 0) -> Iterator[list[sock
         yield socks
 
 
+def echoes_at(path: str) -> bool:
+    """Return whether a client of a UNIX socket is served."""
+    with socket.socket(socket.AF_UNIX) as sock, suppress(OSError):
+        sock.settimeout(5)
+        sock.connect(path)
+        exchange(sock)
+        return True
+    return False
+
+
 # --- together --------------------------------------------------------------------------------------------------------
 
 
@@ -248,14 +258,7 @@ def test_a_unix_socket_is_served_by_one_of_them_and_by_another_when_that_one_goe
         path = f"{folder}/listen"
         flock = fleet(f"unix:{path},{HOST},{backend(echo).port}\n{HOST}:{{port}},{HOST},1\n")
 
-        def served() -> bool:
-            with socket.socket(socket.AF_UNIX) as sock, suppress(OSError):
-                sock.settimeout(5)
-                sock.connect(path)
-                exchange(sock)
-                return True
-            return False
-
+        served = partial(echoes_at, path)
         assert served()
         flock.veillink.send(signal.SIGTTIN)
         eventually(lambda: len(flock.veillink.logged("^ready$")) == 3, what="a third worker")
@@ -607,15 +610,7 @@ def test_unix_sockets_go_over_to_the_new_program(rule: str, fleet: Flock, backen
         with ended(successor(veillink)):
             assert veillink.child.wait(10) == 0
 
-            def served() -> bool:
-                with socket.socket(socket.AF_UNIX) as sock, suppress(OSError):
-                    sock.settimeout(5)
-                    sock.connect(f"{folder}/listen")
-                    exchange(sock)
-                    return True
-                return False
-
-            eventually(served, what="the socket is served again")
+            eventually(partial(echoes_at, f"{folder}/listen"), what="the socket is served again")
             command = [str(VEILLINK), "--status", "--json", option]
             eventually(lambda: subprocess.run(command, capture_output=True, check=False).returncode == 0, what="status")
 
