@@ -1,9 +1,12 @@
-"""Fixtures for tests that run the loop inside the test process."""
+"""Fixtures for tests that run the loop inside the test process, and how tests share the machine."""
 
+import fcntl
 import io
+import os
 import signal
+import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import gevent
@@ -15,6 +18,29 @@ from veillink.inbox import SIGNALS, Inbox
 from veillink.stream import watch_resets
 
 from .sockets import Journal, Sockets
+
+
+@contextmanager
+def _turn(*, alone: bool) -> Iterator[None]:
+    """Run beside the tests of other processes, or while none of them runs.
+
+    Args:
+        alone: whether to wait until all others are through, and to keep them waiting.
+    """
+    lock = Path(tempfile.gettempdir()) / f"vl-tests-{os.getuid()}"
+    # Who waits to be alone holds the door: tests that came one after another would never leave it a moment (flock(2)).
+    with lock.with_suffix(".door").open("a") as door, lock.with_suffix(".room").open("a") as room:
+        fcntl.flock(door, fcntl.LOCK_EX)
+        fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(door, fcntl.LOCK_UN)
+        yield
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # the limit of pytest-timeout begins inside
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Let a test marked ``alone``, which judges time or CPU, have the machine for itself."""
+    with _turn(alone=item.get_closest_marker("alone") is not None):
+        return (yield)
 
 
 @pytest.fixture

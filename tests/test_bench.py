@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.alone
+
 BENCH = Path(__file__).parent.parent / "scripts" / "bench"
 SHORT = ["--rounds=1", "--seconds=0.3", "--idle=100"]
 MISSING = [program for program in ("wrk", "nginx") if not shutil.which(program)]

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.alone
+
 LOADTEST = Path(__file__).parent.parent / "scripts" / "loadtest"
 Answer = Callable[[bytes], bytes]
 

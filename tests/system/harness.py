@@ -28,13 +28,17 @@ HOST = "127.0.0.1"
 
 Handler = Callable[[socket.socket], object]
 
-_ports = itertools.count(10_000 + os.getpid() % 1000 * 20)
+# Each process of a run has its own part of the ports, since a free one is not taken before it is used. From 20,000 on
+# tests with a network of their own take what they like.
+_MATES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+_FIRST = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) * (10_000 // _MATES)
+_ports = itertools.count(os.getpid() * 20)
 
 
 def free_port(host: str = HOST) -> int:
     """Return a port that nobody listens on, below the ephemeral range: no outgoing connection takes it meanwhile."""
     while True:
-        port = 10_000 + next(_ports) % 10_000  # from 20,000 on tests with a network of their own take what they like
+        port = 10_000 + _FIRST + next(_ports) % (10_000 // _MATES)
         with socket.socket() as probe:
             try:
                 probe.bind((host, port))

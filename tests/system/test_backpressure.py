@@ -14,6 +14,8 @@ from .ends import MIB, SIDES, Side, Upload, digest_to_eof, most_in_the_kernel, p
 from .harness import VeilLink, read_exactly
 from .namespace import Network
 
+pytestmark = pytest.mark.alone
+
 KIB = 1 << 10
 
 

@@ -18,6 +18,8 @@ from .harness import HOST, VeilLink, eventually, free_port, read_exactly, runnin
 from .load import Load
 from .namespace import Network
 
+pytestmark = pytest.mark.alone
+
 
 def threads(veillink: VeilLink) -> int:
     return len(list(Path(f"/proc/{veillink.pid}/task").iterdir()))
