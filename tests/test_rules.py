@@ -773,6 +773,7 @@ def reaches(edges: set[tuple[int, int]], start: int, end: int) -> bool:
 RING = [f"{n},127.0.0.1,{n % 10_000 + 1}" for n in range(1, 10_001)]
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("rows", "problems"),
     [

@@ -107,6 +107,7 @@ def test_check_calls_a_file_without_any_rule_a_problem(tmp_path: Path) -> None:
     assert done.returncode == 1
 
 
+@pytest.mark.alone
 def test_check_of_ten_thousand_rows_takes_a_moment(tmp_path: Path) -> None:
     path = tmp_path / "rules.csv"
     path.write_text("".join(f"{port},backend-{port}.example,80,weight=2\n" for port in range(10_001, 20_001)))
