@@ -205,7 +205,8 @@ def test_without_a_target_the_client_is_reset_and_one_warning_says_why(
     line = front.access()
     assert (line["end"], line["target"], line["connect_ms"], line["tried"]) == (end, None, None, tried or None)
     (warning,) = front.journal.lines("cannot reach a target")
-    assert (warning["level"], warning["rule"], warning["end"]) == ("warning", "web", end)
+    assert (warning["level"], warning["rule"], warning["failure"]) == ("warning", "web", end)
+    assert "end" not in warning  # that word counts connections
     assert warning["tried"] == (tried or None)
     assert warning["reason"]
 

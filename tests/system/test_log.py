@@ -239,7 +239,7 @@ def test_without_access_lines_failures_are_still_told(start: Start, backend: Ser
     with pytest.raises(ConnectionResetError), veillink.connect() as sock:
         sock.recv(1)
     line = json.loads(veillink.wait_for_line("cannot reach a target"))
-    assert (line["level"], line["rule"], line["end"], line["reason"]) == (
+    assert (line["level"], line["rule"], line["failure"], line["reason"]) == (
         "warning",
         "dead",
         "connect_refused",
