@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from dataclasses import fields
@@ -16,7 +17,7 @@ from veillink import cli
 from veillink.cli import main
 from veillink.log import LEVELS, Log
 from veillink.model import Address, Rule, RuleOptions, Settings, Target
-from veillink.options import parser
+from veillink.options import parser, window
 
 from .sockets import Sockets, address_of, eventually
 from .system.harness import HOST, free_port
@@ -65,6 +66,7 @@ OPTIONS: list[tuple[str, str, str, Any]] = [
     ("--pidfile=p", "VEILLINK_PIDFILE=p", "pidfile = p", "p"),
     ("--admin=127.0.0.1:9", "VEILLINK_ADMIN=127.0.0.1:9", "admin = 127.0.0.1:9", (Address("127.0.0.1", 9), "")),
     ("--admin-token=x", "VEILLINK_ADMIN_TOKEN=x", "admin-token = x", "x"),
+    ("--admin-host=A.example b", "VEILLINK_ADMIN_HOST=a.example,b", "admin-host = a.example b", [("a.example", "b")]),
     ("--status", "VEILLINK_STATUS=true", "status = true", True),
     ("--json", "VEILLINK_JSON=true", "json = true", True),
     ("--connect-timeout=250ms", "VEILLINK_CONNECT_TIMEOUT=250ms", "connect-timeout = 250ms", 0.25),
@@ -116,9 +118,23 @@ def test_the_command_line_goes_before_the_environment_and_that_before_the_settin
     assert options.connect_timeout == 5.0
 
 
+def test_a_name_for_the_window_is_all_its_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = [(socket.AF_INET6, 1, 6, "", ("::1", 0, 0, 0)), (socket.AF_INET, 1, 6, "", ("127.0.0.1", 0))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [*both, *both])
+    shown = window(parser().parse_args(["--admin=localhost:9", "--admin-host", "a.example", "b,c"]))
+    assert shown is not None
+    assert shown.addresses == (Address("::1", 9), Address("127.0.0.1", 9))
+    assert shown.names == {"localhost", "a.example", "b", "c"}
+    elsewhere = [*both, (socket.AF_INET, 1, 6, "", ("192.0.2.1", 0))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: elsewhere)
+    with pytest.raises(SystemExit):
+        window(parser().parse_args(["--admin=localhost:9"]))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--admin-host=a.example", "--admin-host=b/c"], "host name"),
         (["--nonsense"], "--nonsense"),
         (["rules.csv"], "rules.csv"),
         (["--conf=x"], "--conf"),

@@ -10,24 +10,20 @@ import hmac
 import json
 import socket
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from http.client import HTTPException
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final
 
 import gevent
 from gevent.hub import get_hub
-from gevent.pool import Pool
-from gevent.pywsgi import WSGIHandler, WSGIServer
 
 from . import metrics
 from .log import Log
+from .webserver import Places, Server
 
-# From accept to the last byte of the answer, in seconds, whoever dawdles.
-_LONGEST: Final = 30.0
 # An answer about 10,000 connections takes 100 ms to write: others get their turn after so many.
 _AT_A_TIME: Final = 200
 
@@ -41,6 +37,10 @@ _POLICY: Final = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; f
 _PLAIN: Final = "text/plain; charset=utf-8"
 _JSON: Final = "application/json"
 _PUBLIC: Final = ("/healthz", "/readyz")
+_UNKNOWN_HOST: Final = (
+    "VeilLink shows its state by an IP address, by localhost, or by a name that --admin-host gives it; with an"
+    " --admin-token, by any name."
+)
 
 _Environ = Mapping[str, Any]
 _Start = Callable[[str, list[tuple[str, str]]], object]
@@ -71,22 +71,24 @@ class _Answer:
 
 
 class Admin:
-    """Answers requests at one address until it is closed.
+    """Answers requests until it is closed.
 
     Args:
-        sock: listens there; it is closed in the end.
-        name: the host name it may be called by, beside every IP literal and ``localhost``; may be empty.
+        socks: listen; they are closed in the end.
+        names: the host names it may be called by without a token, beside every IP literal and ``localhost``.
         token: what has to be shown, or nothing.
         most: connections at a time.
         sources: of the answers.
         log: told of faults of our own.
     """
 
-    def __init__(self, sock: Any, name: str, token: str, most: int, sources: Sources, log: Log) -> None:
+    def __init__(
+        self, socks: Sequence[Any], names: Collection[str], token: str, most: int, sources: Sources, log: Log
+    ) -> None:
         self._log = log
-        self._name = name
+        self._names = names
         self._token = token.encode()
-        self._check_host = sock.family != socket.AF_UNIX
+        self._is_private = all(sock.family == socket.AF_UNIX for sock in socks)
         self._sources = sources
         page = _dashboard()
         self._pages: dict[str, Callable[[], _Answer]] = {
@@ -97,12 +99,15 @@ class Admin:
             "/api/status": lambda: _Answer([_aside(_json, sources.status())], _JSON),
             "/api/connections": lambda: _Answer(_json_list(sources.connections()), _JSON),
         }
-        self._server = _Server(sock, self._answer, most, log)
-        self._server.start()
+        places = Places(most)
+        self._servers = [Server(sock, self._answer, places, log) for sock in socks]
+        for server in self._servers:
+            server.start()
 
     def close(self) -> None:
         """Answer nobody any more."""
-        self._server.close()
+        for server in self._servers:
+            server.close()
 
     def _ready(self) -> _Answer:
         obstacle = self._sources.obstacle()
@@ -117,20 +122,39 @@ class Admin:
             answer = _refusal(HTTPStatus.INTERNAL_SERVER_ERROR)
         own = ("Content-Type", answer.content_type), ("Content-Security-Policy", answer.policy)
         headers = [*own, *answer.headers, *_HEADERS]
+        body = answer.body
+        if environ["REQUEST_METHOD"] == "HEAD":  # as long as the answer to GET (RFC 9110 section 9.3.2)
+            headers.append(("Content-Length", str(sum(map(len, body)))))
+            body = []
         start_response(f"{answer.status.value} {answer.status.phrase}", headers)
-        return [] if environ["REQUEST_METHOD"] == "HEAD" else answer.body
+        return body
 
     def _page(self, environ: _Environ) -> _Answer:
         path = environ["PATH_INFO"]
-        if self._check_host and not is_known_host(environ.get("HTTP_HOST", ""), self._name):
-            return _refusal(HTTPStatus.MISDIRECTED_REQUEST)  # a page elsewhere has made its name point here
-        if self._token and path not in _PUBLIC and not self._shows_token(environ.get("HTTP_AUTHORIZATION", "")):
-            return _refusal(HTTPStatus.UNAUTHORIZED, ("WWW-Authenticate", 'Basic realm="VeilLink", charset="UTF-8"'))
+        if path not in _PUBLIC and (refusal := self._refuse_stranger(environ)):
+            return refusal
         if path not in self._pages:
             return _refusal(HTTPStatus.NOT_FOUND)
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
-            return _refusal(HTTPStatus.METHOD_NOT_ALLOWED, ("Allow", "GET, HEAD"))
+            return _refusal(HTTPStatus.METHOD_NOT_ALLOWED, headers=(("Allow", "GET, HEAD"),))
         return self._pages[path]()
+
+    def _refuse_stranger(self, environ: _Environ) -> _Answer | None:
+        """Return the answer to whoever may not look, or nothing.
+
+        Without a token the name decides: a page elsewhere may have made its own name point here (DNS rebinding). A
+        token says more, and no browser shows it to another name.
+        """
+        if self._token:
+            if self._shows_token(environ.get("HTTP_AUTHORIZATION", "")):
+                return None
+            asks = ("WWW-Authenticate", 'Basic realm="VeilLink", charset="UTF-8"')
+            return _refusal(HTTPStatus.UNAUTHORIZED, headers=(asks,))
+        host = environ.get("HTTP_HOST", "")
+        if self._is_private or is_known_host(host, self._names):
+            return None
+        self._log.limited("nobody is shown the state by a name that is not in --admin-host", "Host", host=host)
+        return _refusal(HTTPStatus.MISDIRECTED_REQUEST, _UNKNOWN_HOST)
 
     def _shows_token(self, authorization: str) -> bool:
         """Return whether it is ``Bearer TOKEN`` (RFC 6750) or ``Basic`` with any user and the token (RFC 7617)."""
@@ -159,8 +183,8 @@ def _hash(page: bytes, tag: bytes) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(inside).digest()).decode()
 
 
-def is_known_host(header: str, name: str) -> bool:
-    """Return whether a ``Host`` header names this host whatever DNS says: an IP literal, ``localhost``, or ``name``.
+def is_known_host(header: str, names: Collection[str]) -> bool:
+    """Return whether a ``Host`` header names this host whatever DNS says: an IP literal, ``localhost``, or a known one.
 
     Source: RFC 9110 section 7.2 for the header; 7.4 for what to do with another one.
     """
@@ -169,7 +193,8 @@ def is_known_host(header: str, name: str) -> bool:
         host = host[1:].partition("]")[0]
     elif host.count(":") < 2:
         host = host.partition(":")[0]
-    if host in ("", "localhost", name.lower()):
+    host = host.removesuffix(".")
+    if host in ("", "localhost") or host in names:
         return True
     try:
         ip_address(host)
@@ -178,8 +203,8 @@ def is_known_host(header: str, name: str) -> bool:
     return True
 
 
-def _refusal(status: HTTPStatus, *headers: tuple[str, str]) -> _Answer:
-    return _Answer([f"{status.phrase}\n".encode()], status=status, headers=headers)
+def _refusal(status: HTTPStatus, why: str = "", headers: tuple[tuple[str, str], ...] = ()) -> _Answer:
+    return _Answer([f"{why or status.phrase}\n".encode()], status=status, headers=headers)
 
 
 def _aside(render: Callable[[Any], bytes], value: object) -> bytes:
@@ -204,55 +229,3 @@ def _json_list(items: Iterable[dict[str, Any]]) -> Iterator[bytes]:
             gevent.sleep(0)
     part.append("]\n" if before != "[" else "[]\n")
     yield "".join(part).encode()
-
-
-class _Handler(WSGIHandler):
-    """One request for each connection, and no doubt about where it ends (RFC 9112 section 6.3)."""
-
-    server: "_Server"
-
-    def MessageClass(self, *args: Any) -> Any:  # noqa: N802 - gevent's name
-        try:
-            headers = super().MessageClass(*args)
-        except HTTPException as error:  # gevent would print it
-            raise ValueError(str(error)) from None
-        lengths = headers.get_all("content-length", []) + headers.get_all("transfer-encoding", [])
-        if lengths not in ([], ["0"]):
-            raise ValueError("a body, which nothing here takes, or more than one length")
-        return headers
-
-    def _handle_client_error(self, *_: object) -> tuple[str, bytes]:
-        return "400", b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
-
-    def read_request(self, raw_requestline: str) -> Any:
-        good = super().read_request(raw_requestline)
-        self.close_connection = True
-        return good
-
-    def handle_error(self, kind: Any, error: Any, trace: Any) -> None:
-        if not isinstance(error, gevent.Timeout):
-            self.server.log_error(traceback.format_exception(kind, error, trace))
-
-    def log_error(self, *_: object) -> None:
-        """Say nothing: what a client does wrong is its own affair."""
-
-    _log_error = log_error
-
-
-class _Server(WSGIServer):
-    def __init__(self, sock: Any, answer: Any, most: int, log: Log) -> None:
-        super().__init__(sock, answer, spawn=Pool(most), log=None, error_log=None, handler_class=_Handler)
-        self._told = log
-
-    def log_error(self, lines: list[str]) -> None:
-        self._told.error("unforeseen error", traceback="".join(lines))
-
-    def handle(self, sock: Any, address: Any) -> None:
-        timeout = gevent.Timeout.start_new(_LONGEST)
-        try:
-            super().handle(sock, address)
-        except gevent.Timeout as reached:
-            if reached is not timeout:
-                raise
-        finally:
-            timeout.close()

@@ -254,6 +254,15 @@ def parse_window(text: str) -> tuple[Address, str]:
     return address, ""
 
 
+def parse_names(text: str) -> tuple[str, ...]:
+    """Return host names that stand between blanks or commas.
+
+    Raises:
+        ValueError: one of them is none.
+    """
+    return tuple(_name(name).removesuffix(".") for name in text.replace(",", " ").split())
+
+
 def _name(text: str) -> str:
     """Return a host name as DNS has it (RFC 1123 section 2.1, RFC 3490)."""
     try:

@@ -37,17 +37,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _status(window: Window, *, as_json: bool) -> int:
-    from .console import NoAnswer, ask, show  # 0.1 s and 10 MiB that forwarding does not need
+    from .console import NoAnswer, ask, tables  # 0.1 s and 10 MiB that forwarding does not need
 
     try:
-        status, connections = (ask(window.address, window.token, f"/api/{what}") for what in ("status", "connections"))
+        status, connections = ask(window)
     except NoAnswer as why:
         print(f"veillink: error: {printable(str(why))}", file=sys.stderr)
         return 1
     if as_json:
         return 0 if _say([json.dumps(status | {"live": connections}, indent=2)]) else 1
-    show(status, connections)
-    return 0
+    return 0 if _write(tables(status, connections, sys.stdout)) else 1
 
 
 def _run(settings: Settings) -> int:
@@ -70,9 +69,12 @@ def _check(path: str, defaults: RuleOptions) -> int:
 
 
 def _say(lines: Sequence[str]) -> bool:
-    """Write to stdout past Python's buffer, which would report a failure a second time at exit; return if it worked."""
     encoding = sys.stdout.encoding if sys.stdout else "utf-8"
-    data = "".join(f"{line}\n" for line in lines).encode(encoding, "backslashreplace")
+    return _write("".join(f"{line}\n" for line in lines).encode(encoding, "backslashreplace"))
+
+
+def _write(data: bytes) -> bool:
+    """Write to stdout past Python's buffer, which would report a failure a second time at exit; return if it worked."""
     try:
         while data:
             data = data[os.write(1, data) :]

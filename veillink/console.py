@@ -1,9 +1,10 @@
 """Ask a running VeilLink what it does, and show the answer on a terminal."""
 
 import http.client
+import io
 import json
 import socket
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 from rich import box
 from rich.console import Console
@@ -11,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .cells import printable
-from .model import Address
+from .model import Address, Window
 
 _PATIENCE: Final = 10.0  # seconds for an answer
 _LONGEST_LIST: Final = 50  # connections that are listed
@@ -21,30 +22,37 @@ class NoAnswer(Exception):  # noqa: N818 - it says what happened
     """The state is not to be had; the message says why and what to do."""
 
 
-def ask(address: Address, token: str, path: str) -> Any:
-    """Return what a running VeilLink's window says, decoded from JSON.
+def ask(window: Window) -> tuple[Any, Any]:
+    """Return what a running VeilLink's window says, decoded from JSON: the state, and the connections.
 
     Args:
-        address: of the window, numeric or a UNIX socket.
-        token: what it wants to be shown, or nothing.
-        path: ``/api/status`` or ``/api/connections``.
+        window: whose addresses are asked in turn, until one answers.
 
     Raises:
-        NoAnswer: nobody is there, the token is wrong, or the answer is no VeilLink's.
+        NoAnswer: nobody is there, the token is wrong, or the answers are no VeilLink's.
     """
-    connection = http.client.HTTPConnection(_host(address), address.port or None, timeout=_PATIENCE)
-    try:
-        if address.is_unix:
-            connection.sock = socket.socket(socket.AF_UNIX)
-            connection.sock.settimeout(_PATIENCE)
-            connection.sock.connect(address.path)
-        connection.request("GET", path, headers={"Authorization": f"Bearer {token}"} if token else {})
-        response = connection.getresponse()
-        body = response.read()
-    except (OSError, http.client.HTTPException) as error:
-        raise NoAnswer(f"no answer at {address}: {error}; is VeilLink running with --admin {address}?") from None
-    finally:
-        connection.close()
+    told: list[str] = []
+    for address in window.addresses:
+        try:
+            return _json(address, window, "/api/status"), _json(address, window, "/api/connections")
+        except NoAnswer as why:
+            told.append(str(why))
+    raise NoAnswer("; ".join(told))
+
+
+def is_alive(window: Window) -> bool:
+    """Return whether a VeilLink that lives is at one of the window's addresses; no proxy stands between."""
+    for address in window.addresses:
+        try:
+            if _get(address, "", "/healthz")[0].status == http.HTTPStatus.OK:
+                return True
+        except NoAnswer:
+            continue
+    return False
+
+
+def _json(address: Address, window: Window, path: str) -> Any:
+    response, body = _get(address, window.token, path)
     if response.status == http.HTTPStatus.UNAUTHORIZED:
         raise NoAnswer(f"{address} wants another token: give --admin-token or VEILLINK_ADMIN_TOKEN")
     if response.status != http.HTTPStatus.OK:
@@ -55,19 +63,51 @@ def ask(address: Address, token: str, path: str) -> Any:
         raise NoAnswer(f"{address} does not answer in JSON: that is not VeilLink's window") from None
 
 
+def _get(address: Address, token: str, path: str) -> tuple[http.client.HTTPResponse, bytes]:
+    connection = http.client.HTTPConnection(_host(address), address.port or None, timeout=_PATIENCE)
+    try:
+        if address.is_unix:
+            connection.sock = socket.socket(socket.AF_UNIX)
+            connection.sock.settimeout(_PATIENCE)
+            connection.sock.connect(address.path)
+        connection.request("GET", path, headers={"Authorization": f"Bearer {token}"} if token else {})
+        response = connection.getresponse()
+        return response, response.read()
+    except (OSError, http.client.HTTPException) as error:
+        raise NoAnswer(f"no answer at {address}: {error}; is VeilLink running with --admin {address}?") from None
+    finally:
+        connection.close()
+
+
 def _host(address: Address) -> str:
     return "localhost" if address.is_unix else address.host or "127.0.0.1"
 
 
-def show(status: dict[str, Any], connections: list[dict[str, Any]]) -> None:
-    """Print the state as tables; where stdout is no terminal, plain ones without colours and never cut."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=200)
+def tables(status: dict[str, Any], connections: list[dict[str, Any]], out: TextIO | None) -> bytes:
+    """Return the state as tables.
+
+    Args:
+        status: what ``/api/status`` says.
+        connections: what ``/api/connections`` says.
+        out: what they are for: where it is no terminal, plain ones without colours and never cut; what its encoding
+            does not have is escaped.
+    """
+    terminal = out is not None and out.isatty()
+    page = io.BytesIO()
+    file = io.TextIOWrapper(page, encoding=out.encoding if out else "utf-8", errors="backslashreplace")
+    console = Console(file=file, force_terminal=terminal, highlight=False, width=None if terminal else 200)
+    dot = "-" if console.options.ascii_only else "·"
+    _print(console, dot, status, connections)
+    file.flush()
+    return page.getvalue()
+
+
+def _print(console: Console, dot: str, status: dict[str, Any], connections: list[dict[str, Any]]) -> None:
     totals, most = status["totals"], status["limits"]["connections"]
-    counts = f"{totals['active']} of at most {most} connections · {totals['connections']} so far"
-    workers = f" · {len(status['workers'])} workers" if "workers" in status else ""
-    console.print(f"VeilLink {status['version']} · {status['phase']}{workers} · up {_ago(status['uptime'])} · {counts}")
+    counts = f"{totals['active']} of at most {most} connections {dot} {totals['connections']} so far"
+    workers = f" {dot} {len(status['workers'])} workers" if "workers" in status else ""
+    head = f"VeilLink {status['version']} {dot} {status['phase']}{workers} {dot} up {_ago(status['uptime'])}"
+    console.print(f"{head} {dot} {counts}")
     console.print(_rules(status["rules"]))
     for problem in status["last_reload"]["problems"]:
         console.print(Text(printable(problem), style="yellow"))

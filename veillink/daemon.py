@@ -22,8 +22,8 @@ from .cells import printable
 from .inbox import CUT, DUMP, LEAD, RELOAD, SIGNALS, STOP, WORKER_SIGNALS, Inbox
 from .limits import Descriptors
 from .log import Log
-from .model import Address, RuleOptions, RuleSet, Settings
-from .net import error_name, listen, raise_fd_limit
+from .model import Address, RuleSet, Settings
+from .net import error_name, raise_fd_limit
 from .report import FleetReport, Report
 from .rules import Problem
 from .rules_file import RulesFile, anybody_may_write, read_rules
@@ -286,20 +286,21 @@ class _Process:
     def _open_window(self) -> str:
         """Begin to show the state, where asked; return why not, if it cannot be done."""
         window = self._settings.admin
-        if window is None or (window.address.is_unix and self._seat is not None and not self._seat.leads):
+        if window is None or (window.is_unix and self._seat is not None and not self._seat.leads):
             return ""
         from .admin import Admin, Sources  # 6 MiB that forwarding does not need
+        from .webserver import listen_at_all
 
         shown = self._shown
         sources = Sources(shown.status, shown.connections, shown.obstacle)
         try:
-            sock = listen(window.address, RuleOptions(), shared=self._seat is not None)
+            socks = listen_at_all(window.addresses, shared=self._seat is not None)
         except OSError as error:
-            if self._seat is not None and window.address.is_unix:
+            if self._seat is not None and window.is_unix:
                 return ""  # the program before this one has not let go yet: it is tried again
-            return f"cannot show the state at {window.address}: {error.strerror} ({error_name(error)})"
-        self._admin = Admin(sock, window.name, window.token, self._descriptors.admin, sources, self._log)
-        self._say("info", "showing the state", admin=window.address)
+            return f"cannot show the state at {window.shown}: {error.strerror} ({error_name(error)})"
+        self._admin = Admin(socks, window.names, window.token, self._descriptors.admin, sources, self._log)
+        self._say("info", "showing the state", admin=window.shown)
         return ""
 
     def _say(self, level: str, message: str, **fields: object) -> None:

@@ -90,7 +90,7 @@ def _shared(settings: Settings, listening: Mapping[Address, socket.socket]) -> s
     rules, _ = read_rules(settings.config, settings.defaults)
     wanted = [address for rule in rules.rules for address, _ in rule.listens()]
     if settings.admin is not None:
-        wanted.append(settings.admin.address)
+        wanted += settings.admin.addresses
     for address in wanted:
         if address not in listening and is_shared(address):
             return f"{address} is another VeilLink's, which would share its clients; stop it first"

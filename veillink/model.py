@@ -220,14 +220,21 @@ class Window:
     """Where the state is shown over HTTP.
 
     Args:
-        address: numeric, or a UNIX socket.
-        name: the host name it may be called by, or nothing.
+        shown: as it was asked for.
+        addresses: all that this is: numeric ones, or one UNIX socket.
+        names: the host names it may be called by without a token.
         token: what has to be shown, or nothing.
     """
 
-    address: Address
-    name: str
+    shown: str
+    addresses: tuple[Address, ...]
+    names: frozenset[str]
     token: str
+
+    @property
+    def is_unix(self) -> bool:
+        """Whether it is a UNIX socket."""
+        return self.addresses[0].is_unix
 
 
 @dataclass(frozen=True, slots=True)

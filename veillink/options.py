@@ -17,7 +17,7 @@ from typing import Any, Final, NoReturn, TextIO
 import configargparse
 
 from . import __version__
-from .cells import OPTIONS, number, parse_duration, parse_token, parse_window, printable
+from .cells import OPTIONS, number, parse_duration, parse_names, parse_token, parse_window, printable
 from .log import LEVELS
 from .model import Address, RuleOptions, Settings, Window
 from .rules_file import read_regular
@@ -177,6 +177,14 @@ def _add_window(parser: configargparse.ArgumentParser) -> None:
         metavar="TOKEN",
         help="what has to be shown there (Bearer, or Basic's password)",
     )
+    window(
+        "--admin-host",
+        type=_as_argument(parse_names),
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="host names by which it is shown without a token, beside localhost and addresses",
+    )
     window("--status", action="store_true", help="ask the VeilLink that --admin names what it does, and exit")
     window("--json", action="store_true", help="with --status: everything, as JSON")
 
@@ -212,15 +220,24 @@ def window(options: Namespace) -> Window | None:
     if options.admin is None:
         return None
     address, name = options.admin
-    if name:
-        try:
-            address = Address(str(socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0][4][0]), address.port)
-        except OSError as error:
-            parser().error(f"--admin {name}: {error.strerror}")
-    local = address.is_unix or (address.host and ip_address(address.host.partition("%")[0]).is_loopback)
-    if not (local or options.admin_token or options.status):
+    addresses = _addresses(address) if name else (address,)
+    if not (all(map(_is_local, addresses)) or options.admin_token or options.status):
         parser().error(f"--admin {address} can be reached from elsewhere: give --admin-token too, or use 127.0.0.1")
-    return Window(address, name, options.admin_token)
+    names = frozenset(each for given in options.admin_host for each in given) | ({name} if name else set())
+    return Window(str(address), addresses, names, options.admin_token)
+
+
+def _addresses(named: Address) -> tuple[Address, ...]:
+    """Return all addresses of a name: where ``::1`` is localhost's first, somebody may still ask at 127.0.0.1."""
+    try:
+        found = socket.getaddrinfo(named.host, None, type=socket.SOCK_STREAM)
+    except OSError as error:
+        parser().error(f"--admin {named.host}: {error.strerror}")
+    return tuple(dict.fromkeys(Address(str(place[0]), named.port) for *_, place in found))
+
+
+def _is_local(address: Address) -> bool:
+    return address.is_unix or (address.host != "" and ip_address(address.host.partition("%")[0]).is_loopback)
 
 
 def defaults(options: Namespace) -> RuleOptions:

@@ -4,6 +4,7 @@ import base64
 import contextlib
 import json
 import os
+import pty
 import re
 import shutil
 import signal
@@ -390,6 +391,46 @@ def test_the_status_is_also_json(forward: Forward, window: Window) -> None:
     status = json.loads(ask(window.option, "--json").stdout)
     assert {rule["name"] for rule in status["rules"]} >= {"web"}
     assert status["live"] == []
+
+
+POSIX = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+
+
+@pytest.mark.parametrize("env", [{"LC_ALL": "C.UTF-8"}, POSIX, {"PYTHONIOENCODING": "cp437"}])
+def test_every_terminal_is_shown_the_status(env: dict[str, str], forward: Forward, window: Window) -> None:
+    forward(echo, "name=straße", window.option)
+    ours, theirs = pty.openpty()
+    with os.fdopen(ours, "rb", buffering=0) as screen:
+        child = subprocess.Popen(
+            [VEILLINK, "--status", window.option], stdout=theirs, stderr=subprocess.STDOUT,
+            env={key: value for key, value in os.environ.items() if key != "PYTHONIOENCODING"} | env,
+        )  # fmt: skip
+        os.close(theirs)
+        text = b""
+        with contextlib.suppress(OSError):  # EIO: the last one there has gone
+            while part := screen.read(65536):
+                text += part
+        assert child.wait(20) == 0, text
+    assert b"canary" in text
+    assert b"Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    ("sink", "code", "said"), [("| head -1", 0, ""), ("> /dev/full", 1, "cannot write"), (">&-", 0, "")]
+)
+@pytest.mark.parametrize("how", [(), ("--json",)], ids=["tables", "json"])
+def test_a_status_that_nobody_takes_is_no_traceback(
+    how: tuple[str, ...], sink: str, code: int, said: str, forward: Forward, window: Window
+) -> None:
+    forward(echo, "", window.option)
+    script = f'set -o pipefail; "$0" "$@" {sink}'
+    done = subprocess.run(
+        ["bash", "-c", script, VEILLINK, "--status", window.option, *how],
+        capture_output=True, text=True, check=False, timeout=20,
+    )  # fmt: skip
+    assert done.returncode == code
+    assert said in done.stderr
+    assert done.stderr.count("\n") == code
 
 
 @pytest.mark.parametrize(
