@@ -546,6 +546,9 @@ def test_a_cut_ends_those_too_who_were_accepted_a_moment_ago(
         eventually(lambda: running.gate.taken == 0, 1)
         with pytest.raises(ConnectionResetError):
             early.recv(1)
+        client = "{}:{}".format(*early.getsockname())
+    eventually(journal.access)
+    assert [(line["client"], line["end"], line["target"]) for line in journal.access()] == [(client, "drained", None)]
 
 
 def test_what_cannot_be_changed_is_told_and_ends_nothing(

@@ -16,7 +16,6 @@ from .limits import Gate
 from .model import Address
 from .net import BACKLOG, adopt, error_name, readable
 from .session import Service, serve
-from .stream import Stream
 
 # How long accepting pauses after EMFILE and its like, in seconds: ten tries a second cost nothing.
 _ACCEPT_PAUSE: Final = 0.1
@@ -57,10 +56,8 @@ class Listener(StreamServer):
         """Serve one client, a bare socket, its address and its entrance, in the client's greenlet."""
         sock, peer, entrance = client
         try:
-            if self._cut.is_set():
-                Stream(sock).abort()
-                return
-            serve(sock, readable(peer), self.listens_on, entrance.offset, entrance.service)
+            cut = self._cut.is_set()
+            serve(sock, readable(peer), self.listens_on, entrance.offset, entrance.service, cut=cut)
         finally:
             entrance.gate.leave()
 

@@ -56,7 +56,9 @@ class _Interrupt:
             self._greenlet.throw(type(ended), ended, ended.__traceback__)
 
 
-def serve(sock: _socket.socket, peer: Address, listen: Address, offset: int, service: Service) -> None:
+def serve(
+    sock: _socket.socket, peer: Address, listen: Address, offset: int, service: Service, *, cut: bool = False
+) -> None:
     """Tell the story of one connection.
 
     Args:
@@ -65,6 +67,7 @@ def serve(sock: _socket.socket, peer: Address, listen: Address, offset: int, ser
         listen: the address it came to.
         offset: of that address in the rule's range.
         service: what to do with it.
+        cut: it is over before it has begun: all connections are cut.
     """
     opened = time.monotonic()
     interrupt = _Interrupt()
@@ -73,6 +76,8 @@ def serve(sock: _socket.socket, peer: Address, listen: Address, offset: int, ser
     target: Stream | None = None
     end = End.INTERNAL
     try:
+        if cut:
+            raise Ended(End.DRAINED)
         target, entry.member = _connect(client, entry, offset, service)
         Relay(client, target, entry, service.rule.options, service.patience, service.pipes).run()
         end = End.CLOSED
