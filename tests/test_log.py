@@ -1,5 +1,6 @@
 """Tests of log lines: what they look like, and that nobody waits for them."""
 
+import contextlib
 import json
 import os
 import re
@@ -246,6 +247,41 @@ def test_closing_does_not_wait_for_a_reader_that_stopped(stack: ExitStack) -> No
     pipe.stop_reading()  # lets the writer go
     pipe.log._writer.join(5)
     assert not pipe.log._writer.is_alive()
+
+
+def test_a_reader_that_is_slow_gets_all_before_the_end(stack: ExitStack, capfd: pytest.CaptureFixture[str]) -> None:
+    pipe = Pipe(stack)
+    for n in range(9000):  # ten times what the pipe holds
+        pipe.log.info("line", n=n, filler="x" * 30)
+    closer = threading.Thread(target=pipe.log.close)
+    closer.start()
+    os.set_blocking(pipe.reader, False)
+    data, slow_until, finished = b"", time.monotonic() + 1.5, False
+    while not finished:
+        finished = not closer.is_alive()
+        slow = time.monotonic() < slow_until
+        with contextlib.suppress(BlockingIOError):
+            data += os.read(pipe.reader, 4096 if slow else 1 << 20)
+        time.sleep(0.02 if slow else 0.001)
+    assert data.count(b"\n") == 9000
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("kind", ["has stopped", "has gone"])
+def test_what_could_not_be_written_before_the_end_is_told_on_stderr(
+    kind: str, stack: ExitStack, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pipe = Pipe(stack)
+    if kind == "has gone":
+        pipe.stop_reading()
+    for n in range(5000):
+        pipe.log.info("line", n=n)
+    started = time.monotonic()
+    pipe.log.close(0.3)
+    assert time.monotonic() - started < 5
+    told = re.findall(r" warning (\d+) log lines dropped\n", capfd.readouterr().err)
+    taken = 0 if kind == "has gone" else os.read(pipe.reader, 1 << 20).count(b"\n")  # all that was in the pipe
+    assert [int(count) + taken for count in told] == [5000]
 
 
 @pytest.mark.parametrize("kind", ["reader is gone", "disk is full", "descriptor is closed"])

@@ -4,6 +4,7 @@ Rule: whoever logs never waits. A reader that stopped, a closed pipe or a full d
 and nothing else.
 """
 
+import contextlib
 import json
 import os
 import queue
@@ -11,7 +12,6 @@ import select
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
 import gevent
@@ -31,6 +31,8 @@ _GATHER: Final = 0.01
 _LONGEST_VALUE: Final = 300
 _LONGEST_TRACEBACK: Final = 10_000
 
+# How long the exit waits for a reader that takes some lines again and again, in seconds.
+_LONGEST_CLOSE: Final = 5.0
 # How long a report of thousands of lines may take because its reader is slow, in seconds.
 _LONG_REPORT: Final = 2.0
 
@@ -131,6 +133,9 @@ class Log:
         self._suppressed: dict[tuple[str, str], int] = {}
         self._refused = 0
         self._unwritten = 0
+        self._reported = 0
+        self._in_hand = 0  # lines that the writer has taken and not yet written
+        self._steps = 0  # times that somebody has taken some of them
         self._writer = threading.Thread(target=self._write_all, name="log", daemon=True)
         self._writer.start()
 
@@ -210,28 +215,62 @@ class Log:
         return self._refused + self._unwritten
 
     def close(self, timeout: float = 1.0) -> None:
-        """Write what is queued, for ``timeout`` seconds at most."""
+        """Write what is queued, and tell on stderr how many lines were lost.
+
+        Args:
+            timeout: how long to wait for a reader that takes nothing, in seconds.
+        """
         for key in tuple(self._suppressed):
             self._tell_suppressed(key)
         self._queue.put(None)
-        self._writer.join(timeout)
+        until, steps = time.monotonic() + _LONGEST_CLOSE, -1
+        while self._writer.is_alive() and steps != self._steps and time.monotonic() < until:
+            steps = self._steps
+            self._writer.join(timeout)
+        left = self._in_hand + max(0, self._queue.qsize() - 1)  # one is the end
+        if lost := self.dropped - self._reported + left:
+            _tell_at_last(self._lines.line("warning", _lost(lost), {}))
 
     def _write_all(self) -> None:
-        reported = 0
         torn = b""
         closing = False
         while not closing:
             batch = self._gather()
             closing = None in batch
             lines = [line for line in batch if line is not None]
+            self._in_hand = len(lines)
             dropped = self.dropped
-            lost = f"{dropped - reported} log lines dropped"
-            notice = [self._lines.line("warning", lost, {})] if dropped > reported else []
-            if _write(self._fd, torn + "\n".join([*notice, *lines, ""]).encode()):
-                reported, torn = dropped, b""
+            lost = dropped - self._reported
+            notice = [self._lines.line("warning", _lost(lost), {})] if lost else []
+            if self._write(torn + "\n".join([*notice, *lines, ""]).encode()):
+                self._reported, torn = dropped, b""
             else:
-                self._unwritten += len(lines)
+                self._unwritten += self._in_hand
                 torn = b"\n"  # part of a line may have been written: the next one starts afresh
+            self._in_hand = 0
+
+    def _write(self, data: bytes) -> bool:
+        """Write all of it and return whether that worked.
+
+        A pipe takes whole lines at a time: what is longer than PIPE_BUF (pipe(7)) those of other workers may tear.
+        """
+        begin, left = 0, data.count(b"\n")
+        while begin < len(data):
+            end = begin + AT_ONCE
+            if end < len(data):
+                end = data.rfind(b"\n", begin, end) + 1 or end
+            try:
+                written = os.write(self._fd, data[begin:end])
+            except BlockingIOError:  # a terminal or pipe that somebody else has set to non-blocking
+                select.select([], [self._fd], [])
+                continue
+            except OSError:
+                return False
+            left -= data.count(b"\n", begin, begin + written)
+            begin += written
+            self._in_hand = min(self._in_hand, left)
+            self._steps += 1
+        return True
 
     def _gather(self) -> list[str | None]:
         batch = [self._queue.get()]
@@ -242,7 +281,7 @@ class Log:
         return batch
 
 
-@contextmanager
+@contextlib.contextmanager
 def opened(settings: Settings, always: Mapping[str, object] = _NOTHING) -> Iterator[Log]:
     """Give a process the log that its options ask for.
 
@@ -264,20 +303,12 @@ def _printable(message: str) -> str:
     return json.dumps(message)[1:-1]
 
 
-def _write(fd: int, data: bytes) -> bool:
-    """Write all of it and return whether that worked.
+def _lost(count: int) -> str:
+    return f"{count} log lines dropped"
 
-    A pipe takes whole lines at a time: what is longer than PIPE_BUF (pipe(7)) may be torn by lines of other workers.
-    """
-    begin = 0
-    while begin < len(data):
-        end = begin + AT_ONCE
-        if end < len(data):
-            end = data.rfind(b"\n", begin, end) + 1 or end
-        try:
-            begin += os.write(fd, data[begin:end])
-        except BlockingIOError:  # a terminal or pipe that somebody else has set to non-blocking
-            select.select([], [fd], [])
-        except OSError:
-            return False
-    return True
+
+def _tell_at_last(line: str) -> None:
+    """Write a line to stderr, if that takes one at once: it may be the same pipe, whose reader has stopped."""
+    with contextlib.suppress(OSError, ValueError):
+        if select.select([], [2], [], 0)[1]:
+            os.write(2, f"{line}\n".encode()[:AT_ONCE])
