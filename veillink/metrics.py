@@ -11,6 +11,8 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from .model import End
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -97,8 +99,8 @@ def _of_rules(rules: list[dict[str, Any]]) -> Iterator[Metric]:
         active.add_metric([name], rule["active"])
         moved.add_metric([name, "in"], rule["bytes_in"])
         moved.add_metric([name, "out"], rule["bytes_out"])
-        for end, count in rule["ends"].items():
-            ends.add_metric([name, end], count)
+        for end in End:  # also those that have not been yet: increase() would miss the first of each
+            ends.add_metric([name, end], rule["ends"].get(end, 0))
         _add(connect, name, rule["connect_seconds"])
         _add(lasted, name, rule["duration_seconds"])
         listens.add_metric([name], rule["listener_up"])
