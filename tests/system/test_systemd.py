@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Forward, Serve
+from .conftest import Forward, Serve, Start
 from .harness import HOST, VEILLINK, echo, free_port, read_exactly, saying
 from .manager import Manager
+from .window import Window
 
 UNIT = Path(__file__).parents[2] / "deploy" / "veillink.service"
 
@@ -83,6 +84,18 @@ def test_a_refused_reload_is_told_whatever_the_path_looks_like(
     finally:
         child.terminate()
         child.wait(10)
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root, and unshare (Debian)")
+def test_what_the_unit_hides_of_proc_hides_no_metric(start: Start, backend: Serve, window: Window) -> None:
+    """ProcSubset=pid takes /proc/stat away, from which the process's start is reckoned, and then all about it goes."""
+    names = {"ProtectProc": "hidepid", "ProcSubset": "subset"}
+    found = re.findall(r"^(ProtectProc|ProcSubset)=(\w+)$", UNIT.read_text(), re.MULTILINE)
+    hidden = ",".join(f"{names[name]}={value}" for name, value in found)
+    mount = ("unshare", "--mount", "sh", "-c", f'mount -t proc -o {hidden} proc /proc && exec "$@"', "sh")
+    start(f"{HOST}:{{port}},{HOST},{backend(echo).port}\n", window.option, before=mount)
+    shown = {name for name, _ in window.metrics()}
+    assert {f"process_{name}" for name in ("cpu_seconds_total", "open_fds", "resident_memory_bytes")} <= shown
 
 
 # --- sockets that are handed over ------------------------------------------------------------------------------------
