@@ -1,5 +1,6 @@
 """VeilLink under the supervisors that people run: each starts it, brings it back, and lets it drain."""
 
+import json
 import os
 import re
 import shutil
@@ -16,8 +17,12 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Serve
+from veillink.cells import parse_window
+from veillink.model import Address
+
+from .conftest import Forward, Serve
 from .harness import HOST, VEILLINK, echo, eventually, free_port, read_exactly
+from .window import Window
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -169,8 +174,33 @@ def test_what_the_image_copies_is_there_and_it_does_not_run_as_root() -> None:
         if line.startswith("COPY") and "--from" not in line:
             assert all((ROOT / source).exists() for source in line.split()[1:-1]), line
     assert any(re.fullmatch(r"USER [1-9]\d*", line) for line in lines)
-    (check,) = [line for line in lines if line.strip().startswith("CMD")]
-    assert "/healthz" in check
+
+
+def health_check(**env: str) -> int:
+    """Return the exit code of the image's health check."""
+    (check,) = re.findall(r"^  CMD (\[.*\])$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
+    python, *arguments = json.loads(check)
+    assert python == "python"
+    return subprocess.run([sys.executable, *arguments], env=os.environ | env, check=False, timeout=30).returncode
+
+
+def test_the_image_s_health_check_asks_where_it_shows_its_state_and_no_proxy(forward: Forward, window: Window) -> None:
+    proxy = {name: f"http://{HOST}:{free_port()}" for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY")}
+    veillink = forward(echo, "", window.option)
+    asked = {"VEILLINK_ADMIN": f"{HOST}:{window.port}"} | proxy
+    assert health_check(**asked) == 0
+    assert health_check(**asked, VEILLINK_ADMIN_TOKEN="another") == 0
+    assert health_check(**proxy) == 0  # nothing is shown
+    veillink.stop()
+    assert health_check(**asked) == 1
+
+
+def test_the_manifest_can_be_scraped_and_reached() -> None:
+    """An annotation knows no token, and a cluster may have IPv6 alone."""
+    text = (DEPLOY / "kubernetes.yaml").read_text()
+    (address,) = re.findall(r'VEILLINK_ADMIN, value: "(.*)"', text)
+    assert parse_window(address) == (Address("", 8079), "")
+    assert ("VEILLINK_ADMIN_TOKEN" in text, "prometheus.io/scrape:" in text) == (True, False)
 
 
 # --- the package -----------------------------------------------------------------------------------------------------
