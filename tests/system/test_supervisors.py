@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import gevent
 import pytest
 
 from veillink.cells import parse_window
@@ -201,6 +202,49 @@ def test_the_manifest_can_be_scraped_and_reached() -> None:
     (address,) = re.findall(r'VEILLINK_ADMIN, value: "(.*)"', text)
     assert parse_window(address) == (Address("", 8079), "")
     assert ("VEILLINK_ADMIN_TOKEN" in text, "prometheus.io/scrape:" in text) == (True, False)
+
+
+# --- a clone's environment -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A clone whose .venv is as scripts/venv leaves it; what it needs is borrowed from ours, not from an index."""
+    clone = tmp_path / "clone"
+    for name in ("scripts/venv", "pyproject.toml", "requirements.txt", "veillink/__init__.py"):
+        (clone / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, clone / name)
+    venv.create(clone / ".venv", with_pip=False, symlinks=True)
+    (packages,) = (clone / ".venv").glob("lib/python3*/site-packages")
+    (packages / "clone.pth").write_text(f"{clone}\n")
+    (packages / "zlast.pth").write_text(f"{Path(gevent.__file__).parents[1]}\n")
+    (clone / ".venv/.installed").touch()
+    return clone
+
+
+def made_anew(clone: Path, tmp_path: Path) -> bool:
+    """Run scripts/venv with a Python that says what it is to do, and does not do it; return whether that was asked."""
+    told = tmp_path / "told"
+    told.unlink(missing_ok=True)
+    fake = tmp_path / "python"
+    fake.write_text(f'#!/bin/sh\n[ "$1" = -c ] && exit 0\necho "$@" > {told}\nexit 1\n')
+    fake.chmod(0o755)
+    command = [clone / "scripts/venv"]
+    done = subprocess.run(command, env=os.environ | {"PYTHON": str(fake)}, capture_output=True, text=True, check=False)
+    assert done.returncode == told.exists(), done.stderr
+    return told.exists() and told.read_text() == "-m venv .venv\n"
+
+
+@pytest.mark.parametrize("harm", ["none", "moved", "copied", "python gone"])
+def test_an_environment_that_does_not_run_this_clone_is_made_anew(harm: str, clone: Path, tmp_path: Path) -> None:
+    if harm == "moved":
+        clone = clone.rename(tmp_path / "elsewhere")
+    elif harm == "copied":
+        clone = Path(shutil.copytree(clone, tmp_path / "elsewhere", symlinks=True))
+    elif harm == "python gone":
+        (clone / ".venv/bin/python").unlink()
+        (clone / ".venv/bin/python").symlink_to(tmp_path / "nothing")
+    assert made_anew(clone, tmp_path) is (harm != "none")
 
 
 # --- the package -----------------------------------------------------------------------------------------------------
