@@ -19,8 +19,9 @@ from pathlib import Path
 import pytest
 
 from .conftest import Forward, Serve, Start
-from .harness import HOST, VEILLINK, VeilLink, echo, eventually, exchange, free_port, read_exactly
+from .harness import HOST, VEILLINK, VeilLink, echo, eventually, exchange, free_port, read_exactly, read_to_eof
 from .load import Load
+from .namespace import replacing
 from .window import Window
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -377,6 +378,33 @@ def test_a_unix_socket_shows_it_to_those_who_may_open_it(forward: Forward, short
     )
     assert done.stdout == b"alive\n"
     assert "web" in ask(f"--admin=unix:{short}/admin").stdout
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root, and unshare (Debian)")
+@pytest.mark.parametrize("workers", [(), ("--workers=2",)], ids=["alone", "two workers"])
+def test_a_name_with_two_addresses_is_shown_at_both(
+    workers: tuple[str, ...], start: Start, backend: Serve, tmp_path: Path
+) -> None:
+    hosts, port = tmp_path / "hosts", free_port()
+    hosts.write_text("::1 both.example\n127.0.0.1 both.example\n")
+    switch = tmp_path / "nsswitch.conf"
+    switch.write_text("hosts: files\n")
+    known = replacing({"/etc/hosts": hosts, "/etc/nsswitch.conf": switch})
+    option = f"--admin=both.example:{port}"
+    start(f"{HOST}:{{port}},{HOST},{backend(echo).port},name=web\n", option, *workers, before=known)
+    eventually(lambda: answers("::1", port) and answers(HOST, port), 10, "answers at both")
+    hosts.write_text("127.0.0.77 both.example\n127.0.0.1 both.example\n")  # nobody is at the first one
+    done = subprocess.run([*known, VEILLINK, "--status", option], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "web" in done.stdout
+
+
+def answers(host: str, port: int) -> bool:
+    """Return whether a window there says that it lives."""
+    with contextlib.suppress(OSError), socket.create_connection((host, port), 5) as sock:
+        sock.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+        return read_to_eof(sock).endswith(b"alive\n")
+    return False
 
 
 def test_the_status_shows_rules_targets_and_connections_as_text(forward: Forward, window: Window) -> None:

@@ -2,8 +2,10 @@
 
 import shutil
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 from selenium import webdriver
@@ -12,7 +14,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
 from .conftest import Serve, Start
-from .harness import HOST, Backend, VeilLink, echo, eventually, free_port, read_exactly
+from .harness import HOST, Backend, VeilLink, echo, eventually, free_port, listens, read_exactly
 from .window import Window
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -38,15 +40,15 @@ class Page:
         browser: shows it.
         veillink: forwards ``page`` to its own window.
         window: that one.
-        page: a port.
+        url: of the page.
     """
 
-    def __init__(self, browser: webdriver.Chrome, veillink: VeilLink, window: Window, page: int) -> None:
+    def __init__(self, browser: webdriver.Chrome, veillink: VeilLink, window: Window, url: str) -> None:
         self.browser = browser
         self.veillink = veillink
         self.window = window
         browser.get_log("browser")  # type: ignore[no-untyped-call]
-        browser.get(f"http://{HOST}:{page}/")
+        browser.get(url)
         self.eventually(lambda: self.rule("page"), "the first look")
 
     def eventually(self, condition: Callable[[], object], what: str, seconds: float = 5) -> None:
@@ -87,7 +89,7 @@ def show(browser: webdriver.Chrome, start: Start) -> Open:
     def _show(rows: str) -> Page:
         window, page = Window(), free_port()
         own = f"{HOST}:{page},{HOST},{window.port},name=page\n"
-        return Page(browser, start(own + rows, window.option), window, page)
+        return Page(browser, start(own + rows, window.option), window, f"http://{HOST}:{page}/")
 
     return _show
 
@@ -169,6 +171,39 @@ def test_connections_can_be_filtered_and_sorted_by_keyboard(show: Open, backend:
         mine = "{}:{}".format(*clients[0].getsockname())
         page.find("#filter").send_keys(mine)
         page.eventually(lambda: [row[2] for row in page.live()] == [mine], "one of them")
+
+
+NGINX = """
+daemon off; master_process off; pid {folder}/pid; error_log stderr; events {{}}
+http {{
+  access_log off; client_body_temp_path {folder}; proxy_temp_path {folder}; fastcgi_temp_path {folder};
+  uwsgi_temp_path {folder}; scgi_temp_path {folder};
+  server {{
+    listen {host}:{port};
+    location /veillink/ {{ proxy_pass http://{host}:{window}/; proxy_set_header Host proxy.example; }}
+  }}
+}}
+"""
+
+
+@pytest.mark.skipif(shutil.which("nginx") is None, reason="needs nginx (Debian)")
+def test_it_works_under_a_path_of_another_server(
+    browser: webdriver.Chrome, start: Start, backend: Serve, tmp_path: Path
+) -> None:
+    window, front = Window(), free_port()
+    conf = NGINX.format(folder=tmp_path, host=HOST, port=front, window=window.port)
+    (tmp_path / "nginx.conf").write_text(conf)
+    rows = f"{HOST}:{{port}},{HOST},{backend(echo).port},name=page\n"
+    veillink = start(rows, window.option, "--admin-host=proxy.example")
+    nginx = subprocess.Popen(["nginx", "-c", tmp_path / "nginx.conf"])
+    try:
+        eventually(lambda: listens(front), 10, "nginx")
+        page = Page(browser, veillink, window, f"http://{HOST}:{front}/veillink/")
+        assert page.find("footer a").get_attribute("href") == f"http://{HOST}:{front}/veillink/metrics"
+        assert not page.text("#lost")
+    finally:
+        nginx.terminate()
+        nginx.wait(10)
 
 
 def test_it_says_when_it_has_lost_veillink_and_goes_on_when_it_is_back(show: Open, backend: Serve) -> None:
