@@ -205,6 +205,17 @@ def test_check_shows_the_rules_as_understood(rules_file: Path, capfd: pytest.Cap
     ]
 
 
+def test_check_says_how_the_file_was_understood(rules_file: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    rules_file.write_text("Port No.;Host;Port\n8080;db;5432\n")
+    assert main(["--check", "--strict", f"--config={rules_file}"]) == 0
+    assert capfd.readouterr().out.splitlines() == [
+        f"{rules_file}:1: cells are separated by semicolons",
+        f"{rules_file}:1: taken as a header",
+        "8080: *:8080 -> db:5432",
+        f"{rules_file}: 1 rules, 0 problems",
+    ]
+
+
 def test_check_shows_every_problem_and_ends_with_1(rules_file: Path, capfd: pytest.CaptureFixture[str]) -> None:
     rules_file.write_text("8080,db,5432\n8081,db,0\n8082,-,80\n")
     assert main(["--check", f"--config={rules_file}"]) == 1

@@ -14,7 +14,7 @@ from gevent import socket
 from veillink import daemon, log
 from veillink.inbox import SIGNALS, Inbox
 from veillink.model import Address, RuleOptions, Settings
-from veillink.rules import MAX_FILE, Problem
+from veillink.rows import MAX_FILE, Problem
 from veillink.rules_file import RulesFile, anybody_may_write, read_regular, read_rules
 
 from .sockets import Journal, Sockets, address_of, eventually, open_files
@@ -33,7 +33,7 @@ def send(number: signal.Signals) -> None:
 def test_a_file_is_read_with_the_defaults_given(tmp_path: Path) -> None:
     path = tmp_path / "rules.csv"
     path.write_text("8080,db,5432\n8081,db,70000\n")
-    rules, problems = read_rules(str(path), RuleOptions(idle_timeout=7))
+    rules, problems, _ = read_rules(str(path), RuleOptions(idle_timeout=7))
     assert [(rule.name, rule.options.idle_timeout) for rule in rules.rules] == [("8080", 7)]
     assert [(problem.line, problem.column) for problem in problems] == [(2, 3)]
 
@@ -52,7 +52,7 @@ def test_a_file_is_read_with_the_defaults_given(tmp_path: Path) -> None:
 def test_what_is_no_file_is_a_problem_of_one_line(make: Callable[[Path], object], reason: str, tmp_path: Path) -> None:
     make(tmp_path / "rules.csv")
     before = open_files()
-    rules, problems = read_rules(str(tmp_path / "rules.csv"), DEFAULT)
+    rules, problems, _ = read_rules(str(tmp_path / "rules.csv"), DEFAULT)
     assert rules.rules == ()
     assert problems == (Problem(0, 0, f"cannot be read: {reason}"),)
     assert open_files() == before
@@ -63,7 +63,7 @@ def test_a_file_that_is_too_large_is_not_read_whole(tmp_path: Path) -> None:
     with path.open("wb") as file:
         file.truncate(1 << 40)
     assert len(read_regular(str(path), MAX_FILE + 1)) == MAX_FILE + 1
-    _, (problem,) = read_rules(str(path), DEFAULT)
+    _, (problem,), _ = read_rules(str(path), DEFAULT)
     assert "larger than 16 MiB" in problem.message
 
 
@@ -289,6 +289,29 @@ def test_told_to_reload_it_does_as_the_file_says_now(
     talk(sockets, other, backend)
     with pytest.raises(ConnectionRefusedError):
         sockets.client(Address(HOST, port))
+
+
+def test_how_the_file_was_understood_is_said_at_the_start_and_when_it_is_read_again(
+    live: Live, port: int, backend: socket.socket, journal: Journal
+) -> None:
+    life = live("Port No.,Host,Port\n" + row(port, backend), strict=True).ready()
+    (said,) = journal.lines("taken as a header")
+    assert (said["level"], said["message"]) == ("info", f"{life.path}:1: taken as a header")
+    life.path.write_text(f"# more\n{life.path.read_text()}")
+    send(signal.SIGHUP)
+    journal.wait_for("reloaded")
+    assert [line["message"] for line in journal.lines("taken as a header")][1:] == [f"{life.path}:2: taken as a header"]
+
+
+def test_a_slip_in_the_first_row_takes_nothing_away(
+    live: Live, sockets: Sockets, port: int, backend: socket.socket, journal: Journal
+) -> None:
+    life = live(row(port, backend)).ready()
+    life.path.write_text("l" + row(port, backend) + row(free_port(), backend))
+    send(signal.SIGHUP)
+    journal.wait_for("not reloaded")
+    assert journal.lines()[-2]["message"].startswith(f"{life.path}:1:1: ")
+    talk(sockets, port, backend)
 
 
 @pytest.mark.parametrize("text", ["{row}1,db,70000\n", "# nothing\n", None], ids=["a typo", "no rule", "no file"])

@@ -1,6 +1,5 @@
 """Configuration text, as an operator or an accident writes it, against rules and problems."""
 
-import gzip
 import subprocess
 import sys
 import time
@@ -10,22 +9,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from veillink import rules
 from veillink.cells import OPTIONS
 from veillink.model import Address, Rule, RuleOptions, RuleSet, Target
-from veillink.rules import Problem, diff, parse
+from veillink.rows import MAX_FILE, MAX_LINE, MAX_PROBLEMS, MAX_ROWS, Problem
+from veillink.rules import Parsed, diff, parse
 
 
 def good(text: str | bytes) -> tuple[Rule, ...]:
     """Return the rules of a text without problems."""
-    found, problems = parse(text if isinstance(text, bytes) else text.encode())
+    found, problems, _ = parse(text if isinstance(text, bytes) else text.encode())
     assert problems == ()
     return found.rules
 
 
 def bad(text: str | bytes) -> list[str]:
     """Return the problems of a text, as ``line:column: message``."""
-    _, problems = parse(text if isinstance(text, bytes) else text.encode())
+    problems = parse(text if isinstance(text, bytes) else text.encode()).problems
     return [problem.at("").removeprefix(":") for problem in problems]
 
 
@@ -61,6 +60,18 @@ PLAIN = Rule("8080", Address("", 8080), 1, (Target(Address("host", 80)),))
         b'"listen","host","port"\n8080,host,80\n',
         b"port\n8080,host,80\n",
         "a,überschrift,x\n8080,host,80".encode(),
+        b'"# note: ""old"", x"\n" #" no cell\n8080,host,80',
+        "# Büro\n8080,host,80".encode("latin-1"),
+        b"# \0\n8080,host,80",
+        b"#".ljust(MAX_LINE + 1, b"#") + b"\n8080,host,80",
+        b"8080;host;80",
+        b"8080\thost\t80\t\t",
+        b'sep=;\r\n"8080" ; "host" ;80',
+        b'"SEP=\t"\n8080\thost\t80\n',
+        b"sep=,\n8080,host,80",
+        b";;;\n# comment;\n8080;host;80\n",
+        "\ufeff8080,host,80\r\n".encode("utf-16-le"),
+        "\ufeff# ü,😀\n8080\thost\t80\r".encode("utf-16-be"),
     ],
 )
 def test_one_plain_row_however_it_is_written(text: bytes) -> None:
@@ -82,7 +93,7 @@ def test_nothing_else_ends_a_line(char: str) -> None:
 
 
 def test_nothing_is_no_rule_and_no_problem() -> None:
-    assert parse(b"") == parse(b"\xef\xbb\xbf") == parse(b"\n,\n#\n") == (RuleSet(), ())
+    assert parse(b"") == parse(b"\xef\xbb\xbf") == parse(b"\n,\n#\n") == Parsed()
 
 
 def test_bytes_that_are_not_utf8_cost_their_row_only() -> None:
@@ -91,24 +102,8 @@ def test_bytes_that_are_not_utf8_cost_their_row_only() -> None:
     assert [rule.line for rule in parse(text)[0].rules] == [1, 3]
 
 
-@pytest.mark.parametrize(
-    ("data", "line"),
-    [
-        ("8080,host,80\n".encode("utf-16"), 1),
-        ("8080,host,80\n".encode("utf-16-be") * 3, 1),
-        ("8080,host,80\n".encode("utf-32"), 1),
-        (gzip.compress(b"8080,host,80\n" * 100, mtime=0), 1),
-        (bytes(range(256)) * 100, 1),
-        (b"8080,host,80\r\n\r\n8081,ho\0st,80\n8082,host,80\n", 3),
-        (b"8080,host,80\r\0", 2),
-    ],
-)
-def test_what_is_no_text_is_one_problem(data: bytes, line: int) -> None:
-    assert parse(data) == (RuleSet(), (Problem(line, 1, "not a text file in UTF-8: it has a NUL byte"),))
-
-
 def test_a_long_line_costs_its_row_only() -> None:
-    fits = "2,b,80".ljust(rules.MAX_LINE)
+    fits = "2,b,80".ljust(MAX_LINE)
     text = f"1,a,80\n{fits}\n{fits} \n4,d,80\n"
     assert lines(text) == [1, 2, 4]
     assert bad(text) == ["3:1: the line is longer than 64 KiB"]
@@ -116,28 +111,30 @@ def test_a_long_line_costs_its_row_only() -> None:
 
 def test_a_large_file_is_refused() -> None:
     row = b"1,a,80\n"
-    assert good(row.ljust(rules.MAX_FILE, b"\n"))
+    assert good(row.ljust(MAX_FILE, b"\n"))
     for end in (b"\n", b" ", b"#"):
-        assert parse(row.ljust(rules.MAX_FILE + 1, end)) == (
-            RuleSet(),
-            (Problem(0, 0, "the file is larger than 16 MiB"),),
+        assert parse(row.ljust(MAX_FILE + 1, end)) == Parsed(
+            problems=(Problem(0, 0, "the file is larger than 16 MiB"),)
         )
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r", b"\r\n"])
 def test_too_many_rows_are_refused(end: bytes) -> None:
-    assert good(b"1,a,80" + end + b"#" + (end + b"#") * (rules.MAX_ROWS - 2) + end)
-    refused = (RuleSet(), (Problem(0, 0, "the file has more than 65536 lines"),))
-    assert parse(b"1,a,80" + end + b"#" + (end + b"#") * (rules.MAX_ROWS - 1)) == refused
-    assert parse(end * rules.MAX_ROWS + b"1,a,80") == refused
+    assert good(b"1,a,80" + end + b"#" + (end + b"#") * (MAX_ROWS - 2) + end)
+    refused = Parsed(problems=(Problem(0, 0, "the file has more than 65536 lines"),))
+    assert parse(b"1,a,80" + end + b"#" + (end + b"#") * (MAX_ROWS - 1)) == refused
+    assert parse(end * MAX_ROWS + b"1,a,80") == refused
 
 
 def test_refusing_is_quick_and_small() -> None:
     code = """
-from veillink.rules import MAX_FILE, parse
+from veillink.rows import MAX_FILE
+from veillink.rules import parse
 rows = b"".join(b"%d,host,80\\n" % (n % 60000 + 1) for n in range(100_000))
-for data in (rows, b"x" * MAX_FILE, b"\\n" * MAX_FILE, b"x" * (MAX_FILE + 1), b"\\r\\n" * 65_000 + b"x," * 8_000_000):
-    found, problems = parse(data)
+utf16 = b"\\xff\\xfe" + b"8\\0,\\0" * (MAX_FILE // 4 - 1)
+long = b"\\r\\n" * 65_000 + b"x," * 8_000_000
+for data in (rows, utf16, b"x" * MAX_FILE, b"\\n" * MAX_FILE, b"x" * (MAX_FILE + 1), long):
+    found, problems, _ = parse(data)
     assert not found.rules
     assert len(problems) <= 1
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
@@ -149,8 +146,8 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 
 
 def test_a_wrong_file_does_not_list_problems_for_ever() -> None:
-    found, problems = parse(b"7,host,80\n" + b"a,b,c,d,e\n" * 20_000 + b"8,host,80\n")
-    assert len(problems) == rules.MAX_PROBLEMS
+    found, problems, _ = parse(b"7,host,80\n" + b"a,b,c,d,e\n" * 20_000 + b"8,host,80\n")
+    assert len(problems) == MAX_PROBLEMS
     assert problems[-1].message == "no more than 10000 problems are listed"
     assert [rule.line for rule in found.rules] == [1, 20_002]
 
@@ -188,14 +185,9 @@ def test_quoted_cells_may_hold_commas_and_quotes() -> None:
     assert good('8080,host,80,"name=a, ""b"" = c"')[0].name == 'a, "b" = c'
 
 
-@pytest.mark.parametrize(("text", "column"), [("8080", 1), ("8080,host", 2), ('"8080" ', 1), ("8080;host;80", 1)])
+@pytest.mark.parametrize(("text", "column"), [("8080", 1), ("8080,host", 2), ('"8080" ', 1), ("8080;host", 1)])
 def test_too_few_cells(text: str, column: int) -> None:
     assert bad(text) == [f"1:{column}: a row begins with three cells: listen,host,port"]
-
-
-@pytest.mark.parametrize("text", ["1080,host", "70000,host,80", ":80,host,80", '"",host,80', "*,host,80", "é,host,80"])
-def test_only_a_word_begins_a_header(text: str) -> None:
-    assert len(bad(f"{text}\n8080,host,80")) == 1
 
 
 @pytest.mark.parametrize("before", ["8080,host,80\n", "listen,host,port\n", "70000,host,80\n"])
@@ -217,6 +209,8 @@ def test_only_the_first_row_is_a_header(before: str) -> None:
         ("[::]:8080", Address("::", 8080), 1),
         ("[::1]:8080", Address("::1", 8080), 1),
         ("[0:0::0:1]:8080", Address("::1", 8080), 1),
+        ("*:8080", Address("", 8080), 1),
+        ("*:8000-8001", Address("", 8000), 2),
         ("[2001:DB8::A]:8080", Address("2001:db8::a", 8080), 1),
         ("[fe80::1%eth0.1]:8080", Address("fe80::1%eth0.1", 8080), 1),
         ("[::ffff:127.0.0.1]:8080", Address("127.0.0.1", 8080), 1),
@@ -300,7 +294,8 @@ def test_problem(text: str, problem: str) -> None:
         "[]:80",
         "::80",
         ":80",
-        "*:80",
+        "**:80",
+        "*:",
         "localhost:80",
         "80:",
         "[::1:80",
@@ -405,7 +400,7 @@ def test_host(cell: str, host: str, is_name: bool) -> None:
     ],
 )
 def test_not_a_host(cell: str) -> None:
-    found, (problem,) = parse(f"8080,{cell},80\n8081,host,80".encode())
+    found, (problem,), _ = parse(f"8080,{cell},80\n8081,host,80".encode())
     assert (problem.line, problem.column) == (1, 2)
     assert problem.message.isascii()
     assert problem.message.isprintable()
@@ -430,7 +425,9 @@ def test_a_range_is_mapped_one_to_one_or_onto_one_port() -> None:
 
 
 def test_every_problem_is_reported_in_order() -> None:
-    text = "x1,name\n70000,-bad-,99999,wieght=3,weight=x,backup\n8080,127.0.0.1,8080\n1,h\n8081,h,80\n8081,h,80\n,h,80"
+    text = (
+        "listen,name\n70000,-bad-,99999,wieght=3,weight=x,backup\n8080,127.0.0.1,8080\n1,h\n8081,h,80\n8081,h,80\n,h,80"
+    )
     problems = parse(text.encode())[1]
     places = [(problem.line, problem.column) for problem in problems]
     assert places == [(2, 1), (2, 2), (2, 3), (2, 4), (2, 5), (2, 6), (3, 2), (4, 2), (6, 2), (7, 1)]
@@ -748,7 +745,7 @@ edges = st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), unique=True, m
 @given(edges)
 @settings(max_examples=500, deadline=None)
 def test_what_is_left_has_no_loop_and_what_is_refused_had_one(edges: list[tuple[int, int]]) -> None:
-    found, problems = parse("".join(f"{a},::1,{b}\n" for a, b in edges).encode())
+    found, problems, _ = parse("".join(f"{a},::1,{b}\n" for a, b in edges).encode())
     kept = {(rule.listen.port, target.address.port) for rule in found.rules for target in rule.targets}
     refused = {edges[problem.line - 1] for problem in problems}
     assert kept | refused == set(edges)
@@ -792,9 +789,9 @@ RING = [f"{n},127.0.0.1,{n % 10_000 + 1}" for n in range(1, 10_001)]
 )
 def test_time_is_bounded(rows: list[str], problems: int) -> None:
     data = "\n".join(rows).encode()
-    started = time.perf_counter()
+    started = time.process_time()
     found = parse(data)[1]
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
     assert len(found) == problems
 
 
@@ -803,13 +800,13 @@ def test_time_is_bounded(rows: list[str], problems: int) -> None:
 
 def check(data: bytes) -> None:
     """Check what holds for every input."""
-    found, problems = parse(data)
+    found, problems, _ = parse(data)
     assert list(problems) == sorted(problems)
     for problem in problems:
         assert problem.message.isascii()
         assert problem.message.isprintable()
         assert len(problem.message) < 750
-    assert parse(write(found)) == (found, ())
+    assert parse(write(found)) == (found, (), ())
 
 
 def write(found: RuleSet) -> bytes:
@@ -893,7 +890,7 @@ def rows(draw: st.DrawFn) -> str:
 @settings(max_examples=1000, deadline=None)
 def test_likely_rows(rows: list[str]) -> None:
     check("\n".join(rows).encode())
-    found, problems = parse("\n".join(rows).encode())
+    found, problems, _ = parse("\n".join(rows).encode())
     kept = sum(len(rule.targets) for rule in found.rules)
     assert kept + len({problem.line for problem in problems}) == len(rows)
 

@@ -28,7 +28,7 @@ FD_LIMIT = 1000
 
 def rules(*rows: str) -> RuleSet:
     """Return the rules of these rows, which have no problem."""
-    parsed, problems = parse("\n".join(rows).encode())
+    parsed, problems, _ = parse("\n".join(rows).encode())
     assert not problems
     return parsed
 

@@ -141,8 +141,8 @@ def test_unix_sockets_take_no_ports_and_no_ports_take_them() -> None:
 
 
 def test_a_rule_is_the_same_by_the_path_of_its_socket() -> None:
-    old, _ = parse(b"unix:/a,h,1\nunix:/b,h,1\nunix:/c,h,1\n")
-    new, _ = parse(b"unix:/a,h,1\nunix:/b,unix:/x,\nunix:/d,h,1\n")
+    old, *_ = parse(b"unix:/a,h,1\nunix:/b,h,1\nunix:/c,h,1\n")
+    new, *_ = parse(b"unix:/a,h,1\nunix:/b,unix:/x,\nunix:/d,h,1\n")
 
     def names(rules: tuple[Rule, ...]) -> list[str]:
         return [rule.name for rule in rules]
@@ -194,7 +194,7 @@ def test_what_only_looks_like_a_loop_is_none(text: str) -> None:
 def test_of_a_rule_with_several_targets_only_the_row_that_closes_the_loop_goes() -> None:
     text = "unix:/a,unix:/b,\nunix:/a,host,80\nunix:/b,unix:/a,\nunix:/b,host,81"
     assert bad(text) == ["3:2: forwards to its own listener through line 1"]
-    found, _ = parse(text.encode())
+    found, *_ = parse(text.encode())
     assert [len(rule.targets) for rule in found.rules] == [2, 1]
 
 

@@ -164,7 +164,7 @@ OPTIONS = (
 
 # --- cells -----------------------------------------------------------------------------------------------------------
 
-_LISTEN = re.compile(r"(?:\[([^]]*:[^]]*)]:|([0-9.]+):)?([^][:]+)")
+_LISTEN = re.compile(r"(?:\[([^]]*:[^]]*)]:|([0-9.]+):|\*:)?([^][:]+)")
 _PORT = re.compile(r"[1-9][0-9]{0,4}")
 _INTEGER = re.compile(r"0|-?[1-9][0-9]*")
 _RANGE = re.compile(r"([^-]+)-([^-]+)")
@@ -245,7 +245,8 @@ def parse_window(text: str) -> tuple[Address, str]:
         ValueError: it is none of them.
     """
     name, colon, port = text.rpartition(":")
-    if colon and not text.startswith(_UNIX) and not _NUMERIC.fullmatch(name.rpartition(".")[2]) and "[" not in name:
+    is_name = colon and not text.startswith(_UNIX) and "[" not in name and name != "*"
+    if is_name and not _NUMERIC.fullmatch(name.rpartition(".")[2]):
         host = _name(name)
         return Address(host, _port(port)), host
     address, ports = parse_listen(text)

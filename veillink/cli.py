@@ -62,8 +62,9 @@ def _run(settings: Settings) -> int:
 
 
 def _check(path: str, defaults: RuleOptions) -> int:
-    rules, problems = read_rules(path, defaults)
-    lines = [_describe(rule) for rule in rules.rules] + [problem.at(path) for problem in problems]
+    rules, problems, notices = read_rules(path, defaults)
+    lines = [notice.at(path) for notice in notices]
+    lines += [_describe(rule) for rule in rules.rules] + [problem.at(path) for problem in problems]
     said = _say([*lines, f"{printable(path)}: {len(rules.rules)} rules, {len(problems)} problems"])
     return 0 if said and not problems else 1
 

@@ -25,7 +25,7 @@ from .log import Log
 from .model import Address, RuleSet, Settings
 from .net import error_name, raise_fd_limit
 from .report import FleetReport, Report
-from .rules import Problem
+from .rows import Notice, Problem
 from .rules_file import RulesFile, anybody_may_write, read_rules
 from .scoreboard import Seat, State
 from .server import Server
@@ -136,12 +136,12 @@ class _Process:
             self._join(self._seat, inbox)
         if settings.admin is not None:
             self._report.measure()
-        rules, problems = read_rules(settings.config, settings.defaults)
+        rules, problems, notices = read_rules(settings.config, settings.defaults)
         if anybody_may_write(settings.config):
             self._say(
                 "warning", f"{settings.config}: everybody on this host may change it; chmod o-w {settings.config}"
             )
-        self._tell(problems)
+        self._tell(problems, notices)
         if problems and settings.strict:
             return self._give_up(f"{settings.config} has problems and --strict was given")
         self._log.info(
@@ -308,7 +308,9 @@ class _Process:
         leads = self._seat is None or self._seat.leads
         getattr(self._log, level if leads else "debug")(message, **fields)
 
-    def _tell(self, problems: tuple[Problem, ...]) -> None:
+    def _tell(self, problems: tuple[Problem, ...], notices: tuple[Notice, ...]) -> None:
+        for notice in notices:
+            self._say("info", notice.at(self._settings.config))
         for problem in self._log.paced(problems):
             self._say("error", problem.at(self._settings.config))
 
@@ -343,8 +345,8 @@ class _Process:
         """
         settings = self._settings
         self._manager.reloading()
-        rules, problems = get_hub().threadpool.apply(read_rules, (settings.config, settings.defaults))
-        self._tell(problems)
+        rules, problems, notices = get_hub().threadpool.apply(read_rules, (settings.config, settings.defaults))
+        self._tell(problems, notices)
         obstacle = f"{printable(settings.config)} has problems" if problems else self._obstacle(rules)
         if obstacle:
             self._say("error", f"not reloaded, the rules stay as they were: {obstacle}")

@@ -87,8 +87,8 @@ def run_workers(settings: Settings) -> int:
 
 def _shared(settings: Settings, listening: Mapping[Address, socket.socket]) -> str:
     """Return what is wrong when workers of another master listen where ours are to."""
-    rules, _ = read_rules(settings.config, settings.defaults)
-    wanted = [address for rule in rules.rules for address, _ in rule.listens()]
+    rules = read_rules(settings.config, settings.defaults).rules.rules
+    wanted = [address for rule in rules for address, _ in rule.listens()]
     if settings.admin is not None:
         wanted += settings.admin.addresses
     for address in wanted:

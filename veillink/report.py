@@ -18,7 +18,7 @@ from .ledger import Ledger
 from .limits import Descriptors, Gate
 from .log import Log
 from .model import Address
-from .rules import Problem
+from .rows import Problem
 from .scoreboard import Seat
 
 _SAMPLE: Final = 0.5  # seconds from one look at the loop's lag and the counters to the next

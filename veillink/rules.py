@@ -1,71 +1,26 @@
-"""CSV text in, rules and every problem of the text out; and how two sets of rules differ.
+"""Rows in, rules and every problem of theirs out; and how two sets of rules differ.
 
 Rule 1: whatever the bytes, nothing is raised. Rule 2: a row with a problem is left out whole, and the others stay.
 Rule 3: of two rows that cannot both stand, the earlier one stays.
 """
 
-import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-from .cells import OPTIONS, parse_host, parse_listen, parse_ports, printable, shown
+from .cells import OPTIONS, parse_host, parse_listen, parse_ports, shown
 from .model import Address, Rule, RuleOptions, RuleSet, Target
+from .rows import COMMA, MAX_PROBLEMS, Line, Notice, Problem, Remarks, Rows, is_header
 
-MAX_FILE = 16 * 1024 * 1024  # bytes
-MAX_LINE = 64 * 1024  # bytes
-MAX_ROWS = 65_536  # lines of a file, blank ones and comments included
 MAX_LISTENERS = 65_536  # ports that all rules together listen on
-MAX_PROBLEMS = 10_000  # listed: 16 MiB of some other CSV would have millions
 
-_BOM = b"\xef\xbb\xbf"
 _DEFAULTS = RuleOptions()
-_T = TypeVar("_T")
 _LONGEST_NAME = 40  # of an option that is compared with the known ones
 _OPTION = {option.name: option for option in OPTIONS}
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Problem:
-    """What is wrong in a configuration file, and where.
-
-    Args:
-        line: from 1; 0 is the file as a whole.
-        column: number of the cell in its line, from 1.
-        message: one short printable line; what it quotes from the file is escaped.
-    """
-
-    line: int
-    column: int
-    message: str
-
-    def at(self, file: str) -> str:
-        """Return the problem as the operator reads it: ``config.csv:12:3: port "70000" is not …``."""
-        place = f"{printable(file)}:{self.line}:{self.column}" if self.line else printable(file)
-        return f"{place}: {self.message}"
-
-
-# --- lines -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True, eq=False)
-class _Line:
-    number: int
-    problems: list[Problem]
-    good: bool = True
-
-    def fault(self, column: int, message: str) -> None:
-        self.good = False
-        if len(self.problems) < MAX_PROBLEMS:
-            self.problems.append(Problem(self.number, column, message))
-
-    def attempt(self, column: int, parse: Callable[[str], _T], text: str, prefix: str = "") -> _T | None:
-        try:
-            return parse(text)
-        except ValueError as error:
-            self.fault(column, f"{prefix}{error}")
-            return None
+# --- one row ---------------------------------------------------------------------------------------------------------
 
 
 class _Given(NamedTuple):
@@ -75,39 +30,12 @@ class _Given(NamedTuple):
 
 
 class _Row(NamedTuple):
-    line: _Line
+    line: Line
     cell: str
     listen: Address
     ports: int
     target: Target
     given: dict[str, _Given]  # the options of the rule
-
-
-# Possessive (++, *+): otherwise one stray quote in a long line costs the square of its length.
-_CELL = re.compile(r'[ \t]*+(?:"((?:[^"]++|"")*+)"[ \t]*+|([^",]*+))(,|\Z)')
-
-
-def _cells(line: _Line, raw: bytes) -> list[str]:
-    """Return the cells of a line (RFC 4180 section 2, and blanks around quotes); none if there is nothing to read."""
-    if len(raw) > MAX_LINE:
-        line.fault(1, f"the line is longer than {MAX_LINE // 1024} KiB")
-        return []
-    try:
-        text = raw.decode()
-    except UnicodeDecodeError as error:
-        line.fault(1, f"not UTF-8: byte {error.start + 1} of the line is 0x{raw[error.start]:02x}")
-        return []
-    cells: list[str] = []
-    end, comma = 0, "" if text.lstrip(" \t").startswith("#") else ","
-    while comma:
-        match = _CELL.match(text, end)
-        if not match:
-            line.fault(len(cells) + 1, "a quote is not closed, or there is text beside a quoted cell")
-            return []
-        quoted, plain, comma = match.groups()
-        cells.append((plain if quoted is None else quoted.replace('""', '"')).strip(" \t"))
-        end = match.end()
-    return cells if any(cells) else []
 
 
 def _unknown(name: str) -> str:
@@ -117,7 +45,7 @@ def _unknown(name: str) -> str:
     )
 
 
-def _header(line: _Line, cells: list[str]) -> dict[int, str]:
+def _header(line: Line, cells: list[str]) -> dict[int, str]:
     """Return the options that the header names, by number of the column; a faulty name leaves an empty one."""
     columns: dict[int, str] = {}
     for column, name in enumerate(cells[3:], 4):
@@ -129,7 +57,7 @@ def _header(line: _Line, cells: list[str]) -> dict[int, str]:
     return columns
 
 
-def _options(line: _Line, cells: list[str], columns: dict[int, str]) -> dict[str, _Given]:
+def _options(line: Line, cells: list[str], columns: dict[int, str]) -> dict[str, _Given]:
     given: dict[str, _Given] = {}
     for column, cell in enumerate(cells[3:], 4):
         name, equals, text = cell.partition("=")
@@ -150,7 +78,7 @@ def _options(line: _Line, cells: list[str], columns: dict[int, str]) -> dict[str
     return given
 
 
-def _target_ports(line: _Line, host: str | None, cell: str) -> range | None:
+def _target_ports(line: Line, host: str | None, cell: str) -> range | None:
     if host is None or not Address(host, 0).is_unix:
         return line.attempt(3, parse_ports, cell)
     if cell:
@@ -158,10 +86,7 @@ def _target_ports(line: _Line, host: str | None, cell: str) -> range | None:
     return range(1)
 
 
-def _row(line: _Line, cells: list[str], columns: dict[int, str]) -> _Row | None:
-    if len(cells) < 3:
-        line.fault(len(cells), "a row begins with three cells: listen,host,port")
-        return None
+def _row(line: Line, cells: list[str], columns: dict[int, str]) -> _Row | None:
     listen = line.attempt(1, parse_listen, cells[0])
     host = line.attempt(2, parse_host, cells[1])
     ports = _target_ports(line, host, cells[2])
@@ -175,21 +100,20 @@ def _row(line: _Line, cells: list[str], columns: dict[int, str]) -> _Row | None:
     return _Row(line, cells[0], *listen, target, given)
 
 
-_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_ -]*")
-
-
-def _rows(lines: Iterable[bytes], problems: list[Problem]) -> Iterator[_Row]:
+def _rows(data: bytes, remarks: Remarks) -> Iterator[_Row]:
     columns: dict[int, str] | None = None
-    for number, raw in enumerate(lines, 1):
-        line = _Line(number, problems)
-        cells = _cells(line, raw)
-        if cells and columns is None and _WORD.fullmatch(cells[0]):
+    rows = Rows(remarks)
+    for line, cells in rows.read(data):
+        if columns is None and is_header(cells):
+            line.note("taken as a header")
             columns = _header(line, cells)
-        elif cells:
-            columns = columns or {}
-            row = _row(line, cells, columns)
-            if row:
-                yield row
+            continue
+        columns = columns or {}
+        if len(cells) < 3:
+            between = "" if rows.separator is COMMA else f", with {rows.separator.name} between them"
+            line.fault(len(cells), f"a row begins with three cells: listen,host,port{between}")
+        elif row := _row(line, cells, columns):
+            yield row
 
 
 # --- rows together ---------------------------------------------------------------------------------------------------
@@ -336,20 +260,6 @@ def _break(path: _Path, closing: _Row, there: _Node) -> None:
 # --- all of it -------------------------------------------------------------------------------------------------------
 
 
-def _line_ends(data: bytes) -> int:
-    return data.count(b"\n") + data.count(b"\r") - data.count(b"\r\n")
-
-
-def _unreadable(data: bytes) -> Problem | None:
-    if len(data) > MAX_FILE:
-        return Problem(0, 0, f"the file is larger than {MAX_FILE // 1024 // 1024} MiB")
-    if b"\0" in data:
-        return Problem(_line_ends(data[: data.index(0)]) + 1, 1, "not a text file in UTF-8: it has a NUL byte")
-    if _line_ends(data.rstrip(b"\r\n")) >= MAX_ROWS:
-        return Problem(0, 0, f"the file has more than {MAX_ROWS} lines")
-    return None
-
-
 def _standing(group: _Group) -> tuple[list[_Row], dict[str, _Given]]:
     rows = [row for row in group.rows.values() if row.line.good]
     return rows, {name: option for row in rows for name, option in row.given.items()}
@@ -378,27 +288,36 @@ def _rule(group: _Group, defaults: RuleOptions) -> Iterator[Rule]:
         yield Rule(name, rows[0].listen, rows[0].ports, targets, options, rows[0].line.number)
 
 
-def parse(data: bytes, defaults: RuleOptions = _DEFAULTS) -> tuple[RuleSet, tuple[Problem, ...]]:
+class Parsed(NamedTuple):
+    """What a configuration file says.
+
+    Args:
+        rules: of the rows without a problem.
+        problems: all of them, in line order.
+        notices: how the file was understood, in line order.
+    """
+
+    rules: RuleSet = RuleSet()
+    problems: tuple[Problem, ...] = ()
+    notices: tuple[Notice, ...] = ()
+
+
+def parse(data: bytes, defaults: RuleOptions = _DEFAULTS) -> Parsed:
     """Read a configuration file.
 
     Args:
         data: the file's bytes; of a longer file ``MAX_FILE + 1`` are enough.
         defaults: what a rule has where no row gives its own.
-
-    Returns:
-        The rules of the rows without a problem, and all problems in line order.
     """
-    unreadable = _unreadable(data)
-    if unreadable:
-        return RuleSet(), (unreadable,)
-    problems: list[Problem] = []
-    lines = data.removeprefix(_BOM).rstrip(b"\r\n").splitlines()
-    groups, taken = _gather(_rows(lines, problems))
+    remarks = Remarks()
+    groups, taken = _gather(_rows(data, remarks))
     _refuse_loops(groups, taken)
     _refuse_names(groups)
+    problems = remarks.problems
     if len(problems) == MAX_PROBLEMS:
         problems[-1] = replace(problems[-1], message=f"no more than {MAX_PROBLEMS} problems are listed")
-    return RuleSet(tuple(rule for group in groups for rule in _rule(group, defaults))), tuple(sorted(problems))
+    rules = RuleSet(tuple(rule for group in groups for rule in _rule(group, defaults)))
+    return Parsed(rules, tuple(sorted(problems)), tuple(remarks.notices))
 
 
 @dataclass(frozen=True, slots=True)

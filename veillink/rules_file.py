@@ -9,8 +9,9 @@ import stat
 from pathlib import Path
 from typing import Final
 
-from .model import RuleOptions, RuleSet
-from .rules import MAX_FILE, Problem, parse
+from .model import RuleOptions
+from .rows import MAX_FILE, Problem
+from .rules import Parsed, parse
 
 # How long the rules' file must have stood still, in seconds: after a HUP, and when nobody has asked.
 _ASKED_STILL: Final = 0.1
@@ -19,7 +20,7 @@ _WATCHED_STILL: Final = 0.5
 _ASKED_LONGEST: Final = 1.0
 
 
-def read_rules(path: str, defaults: RuleOptions) -> tuple[RuleSet, tuple[Problem, ...]]:
+def read_rules(path: str, defaults: RuleOptions) -> Parsed:
     """Read and parse the rules' file. A file that cannot be read is a problem like any other.
 
     Args:
@@ -29,11 +30,11 @@ def read_rules(path: str, defaults: RuleOptions) -> tuple[RuleSet, tuple[Problem
     try:
         data = read_regular(path, MAX_FILE + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        return RuleSet(), (Problem(0, 0, f"cannot be read: {getattr(error, 'strerror', None) or error}"),)
-    rules, problems = parse(data, defaults)
-    if not (rules.rules or problems):
-        problems = (Problem(0, 0, "has no rule"),)
-    return rules, problems
+        return Parsed(problems=(Problem(0, 0, f"cannot be read: {getattr(error, 'strerror', None) or error}"),))
+    found = parse(data, defaults)
+    if not (found.rules.rules or found.problems):
+        return found._replace(problems=(Problem(0, 0, "has no rule"),))
+    return found
 
 
 def read_regular(path: str, most: int) -> bytes:
