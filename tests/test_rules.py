@@ -1,5 +1,6 @@
 """Configuration text, as an operator or an accident writes it, against rules and problems."""
 
+import contextlib
 import subprocess
 import sys
 import time
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from veillink.cells import OPTIONS
+from veillink.cells import OPTIONS, parse_host
 from veillink.model import Address, Rule, RuleOptions, RuleSet, Target
 from veillink.rows import MAX_FILE, MAX_LINE, MAX_PROBLEMS, MAX_ROWS, Problem
 from veillink.rules import Parsed, diff, parse
@@ -330,6 +331,11 @@ def test_what_is_no_listen_address_is_told_the_forms(cell: str) -> None:
         ("127.0.0.1.example", "127.0.0.1.example", True),
         ("bücher.example", "xn--bcher-kva.example", True),
         ("BÜCHER.example", "xn--bcher-kva.example", True),
+        ("straße.example", "xn--strae-oqa.example", True),
+        ("FAẞ.de", "xn--fa-hia.de", True),
+        ("_srv.bücher。example", "_srv.xn--bcher-kva.example", True),
+        ("xn--e28h.example", "xn--e28h.example", True),
+        ("نامه\u200cای.example", "xn--mgba3gch31f060k.example", True),
         ("ｅxample", "example", True),
         ("a" * 63, "a" * 63, True),
         (".".join(["a" * 49] * 5) + ".abc", ".".join(["a" * 49] * 5) + ".abc", True),
@@ -408,8 +414,17 @@ def test_not_a_host(cell: str) -> None:
     assert [rule.line for rule in found.rules] == [2]
 
 
-def test_an_emoji_is_a_name_like_any_other() -> None:
-    assert good("8080,😀.example,80")[0].targets[0].address.host == "xn--e28h.example"
+@pytest.mark.parametrize("cell", ["😀.example", "a\u200db.example", "xn--é.example", "é-.example", "אa.example", "ﷺ.x"])
+def test_what_idna_2008_refuses_is_refused(cell: str) -> None:
+    shown = cell.encode("unicode_escape").decode()
+    assert bad(f"8080,{cell},80") == [f'1:2: host "{shown}" is no host name that IDNA 2008 allows (RFC 5891)']
+
+
+@given(st.text(st.characters(exclude_characters=',"\r\n\0', exclude_categories=["Cs"])))
+@settings(max_examples=1000, deadline=None)
+def test_any_text_is_a_host_or_is_refused(text: str) -> None:
+    with contextlib.suppress(ValueError):
+        assert parse_host(text).isascii() or text.startswith("unix:")
 
 
 def test_a_range_is_mapped_one_to_one_or_onto_one_port() -> None:
