@@ -3,6 +3,7 @@
 import os
 import resource
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,17 @@ import gevent
 import pytest
 from gevent import socket
 
-from veillink import daemon, log
+from veillink import daemon, log, rules_watch
 from veillink.inbox import SIGNALS, Inbox
 from veillink.model import Address, RuleOptions, Settings
 from veillink.rows import MAX_FILE, Problem
-from veillink.rules_file import RulesFile, anybody_may_write, read_regular, read_rules
+from veillink.rules_file import anybody_may_write, read_regular, read_rules, signature
+from veillink.rules_watch import Schedule
+from veillink.server import Server
 
 from .sockets import Journal, Sockets, address_of, eventually, open_files
 from .system.harness import HOST, free_port, read_exactly, read_to_eof
+from .system.manager import Manager
 
 DEFAULT = RuleOptions()
 
@@ -314,6 +318,54 @@ def test_a_slip_in_the_first_row_takes_nothing_away(
     talk(sockets, port, backend)
 
 
+def test_told_to_stop_while_the_file_system_hangs_at_the_start_it_leaves_at_once(
+    live: Live, port: int, backend: socket.socket, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, answers = threading.Event(), threading.Event()
+
+    def hanging(path: str) -> None:
+        asked.set()
+        answers.wait()
+
+    monkeypatch.setattr(rules_watch, "signature", hanging)
+    life = live(row(port, backend))
+    eventually(asked.is_set)
+    send(signal.SIGTERM)
+    assert life.code() == 0
+    assert [line["message"] for line in journal.finish()] == ["stopped"]
+    answers.set()
+
+
+def test_a_reload_that_breaks_is_refused_told_and_tried_again(
+    live: Live,
+    port: int,
+    backend: socket.socket,
+    journal: Journal,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    manager = Manager(str(tmp_path / "notify"))
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    monkeypatch.setattr(rules_watch, "_AGAIN", 0.2)
+    life = live(row(port, backend)).ready()
+    apply = Server.apply
+
+    def broken(*_: object) -> None:
+        monkeypatch.setattr(Server, "apply", apply)
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(Server, "apply", broken)
+    life.path.write_text(row(port, backend) + row(free_port(), backend))
+    send(signal.SIGHUP)
+    assert "can't start new thread" in journal.wait_for("unforeseen error")["traceback"]
+    eventually(lambda: [line for line in journal.lines("reloaded") if line.get("added") == 1])
+    told = [manager.told() for _ in range(5)]
+    assert ["READY" in each for each in told] == [True, False, True, False, True]
+    assert "refused: RuntimeError: can't start new thread" in told[2]["STATUS"]
+    assert told[4]["STATUS"] == "2 rules, 2 listeners"
+    manager.close()
+
+
 @pytest.mark.parametrize("text", ["{row}1,db,70000\n", "# nothing\n", None], ids=["a typo", "no rule", "no file"])
 def test_a_file_with_any_problem_takes_nothing_away(
     text: str | None, live: Live, sockets: Sockets, port: int, backend: socket.socket, journal: Journal
@@ -424,7 +476,7 @@ def test_the_file_is_read_once_it_stands_still(
 ) -> None:
     path = tmp_path / "rules.csv"
     path.write_text("")
-    file = RulesFile(str(path), watch=watch)
+    file = Schedule(signature(str(path)), watch=watch)
     due = []
     for tick in range(400):
         now = tick / 100
@@ -434,19 +486,26 @@ def test_the_file_is_read_once_it_stands_still(
                     path.write_text(path.read_text() + "x")
                 else:
                     file.ask(now)
-        if file.due(now):
+        if file.due(signature(str(path)), now):
             due.append(now)
     assert due == pytest.approx(read_at, abs=0.011)
 
 
-def test_how_often_it_is_looked_at_follows_from_what_is_awaited(tmp_path: Path) -> None:
-    assert RulesFile(str(tmp_path), watch=False).next_look is None
-    file = RulesFile(str(tmp_path), watch=True)
+def test_how_often_it_is_looked_at_follows_from_what_is_awaited() -> None:
+    assert Schedule(None, watch=False).next_look is None
+    file = Schedule(None, watch=True)
     assert file.next_look == 0.125
     file.ask(0)
     assert file.next_look == 0.025
-    assert file.due(1)
+    assert file.due(None, 1)
     assert file.next_look == 0.125
+
+
+@pytest.mark.parametrize("watch", [True, False])
+def test_what_was_not_to_be_had_is_read_once_more_later(watch: bool) -> None:
+    file = Schedule(None, watch=watch)
+    file.ask_again(10)
+    assert [now for now in range(10, 30) if file.due(None, now)] == [15]
 
 
 def test_another_file_at_its_path_is_a_change(tmp_path: Path) -> None:
@@ -455,13 +514,27 @@ def test_another_file_at_its_path_is_a_change(tmp_path: Path) -> None:
         os.utime(tmp_path / name, (1, 1))
     path = tmp_path / "rules.csv"
     path.symlink_to("one")
-    file = RulesFile(str(path), watch=True)
-    assert not file.due(10)
+    file = Schedule(signature(str(path)), watch=True)
+
+    def due(now: float) -> bool:
+        return file.due(signature(str(path)), now)
+
+    assert not due(10)
     path.unlink()
     path.symlink_to("two")
-    assert not file.due(20)
-    assert file.due(20.5)
+    assert not due(20)
+    assert due(20.5)
     path.unlink()
-    assert not file.due(30)
-    assert file.due(30.5)
-    assert not file.due(40)
+    assert not due(30)
+    assert due(30.5)
+    assert not due(40)
+
+
+def test_a_change_that_keeps_size_and_time_is_a_change(tmp_path: Path) -> None:
+    path = tmp_path / "rules.csv"
+    path.write_text("8080,one,80")
+    os.utime(path, (1, 1))
+    before = signature(str(path))
+    path.write_text("8080,two,80")  # as cp -p does: in place, and with the time of what is copied
+    os.utime(path, (1, 1))
+    assert signature(str(path)) != before

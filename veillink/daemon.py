@@ -15,18 +15,17 @@ from enum import Enum
 from typing import Final, Protocol
 
 import gevent
-from gevent.hub import get_hub
 
 from . import __version__
 from .cells import printable
-from .inbox import CUT, DUMP, LEAD, RELOAD, SIGNALS, STOP, WORKER_SIGNALS, Inbox
+from .inbox import CUT, DUMP, LEAD, READ, RELOAD, SIGNALS, STOP, WORKER_SIGNALS, Inbox
 from .limits import Descriptors
 from .log import Log
 from .model import Address, RuleSet, Settings
 from .net import error_name, raise_fd_limit
 from .report import FleetReport, Report
 from .rows import Notice, Problem
-from .rules_file import RulesFile, anybody_may_write, read_rules
+from .rules_watch import RulesWatch
 from .scoreboard import Seat, State
 from .server import Server
 from .systemd import Manager, inherited, remove_pid, write_pid
@@ -103,7 +102,7 @@ class _Process:
         self._log = log
         self._manager = manager
         self._seat = seat
-        self._file = RulesFile(settings.config, watch=settings.watch)
+        self._file = RulesWatch(settings.config, settings.defaults, watch=settings.watch, say=self._say)
         self._descriptors = Descriptors(
             raise_fd_limit(), splice=settings.relay != "copy", watched=settings.admin is not None
         )
@@ -122,25 +121,38 @@ class _Process:
             hurry: those of them that cut a drain short.
         """
         try:
-            if not self.start(inbox):
+            if self._seat is not None:
+                self._join(self._seat, inbox)
+            if not self._read(inbox):
+                self._log.info("stopped")
+                self._enter(Outcome.DRAINED.value)
+                return Outcome.DRAINED
+            if not self.start():
                 return Outcome.NOT_STARTED
             self.serve(inbox)
             return self.drain(inbox, hurry)
         finally:
             self.close()
 
-    def start(self, inbox: Inbox) -> bool:
+    def _read(self, inbox: Inbox) -> bool:
+        """Have the rules read, now and whenever they change; return whether that came before the order to stop."""
+        self._file.follow(lambda: inbox.leave(READ))
+        others: list[str] = []
+        while (note := inbox.take()) not in (READ, STOP, CUT):
+            others += [note] if note else []
+        for other in others:
+            inbox.leave(other)
+        return note == READ
+
+    def start(self) -> bool:
         """Open everything; return whether there is anything to serve."""
         settings, server = self._settings, self._server
-        if self._seat is not None:
-            self._join(self._seat, inbox)
         if settings.admin is not None:
             self._report.measure()
-        rules, problems, notices = read_rules(settings.config, settings.defaults)
-        if anybody_may_write(settings.config):
-            self._say(
-                "warning", f"{settings.config}: everybody on this host may change it; chmod o-w {settings.config}"
-            )
+        rules, problems, notices = self._file.found
+        if self._file.anybody_may_write:
+            path = printable(settings.config)
+            self._say("warning", f"{path}: everybody on this host may change it; chmod o-w {path}")
         self._tell(problems, notices)
         if problems and settings.strict:
             return self._give_up(f"{settings.config} has problems and --strict was given")
@@ -165,16 +177,16 @@ class _Process:
 
     def serve(self, inbox: Inbox) -> None:
         """Heed signals and changes of the rules' file until it is time to stop."""
-        while (note := inbox.take(self._file.next_look)) not in (STOP, CUT):
+        while (note := inbox.take()) not in (STOP, CUT):
             try:
                 if note == RELOAD:
-                    self._file.ask(time.monotonic())
+                    self._file.ask()
+                elif note == READ:
+                    self._reload()
                 elif note == DUMP:
                     self._report.dump()
                 elif note == LEAD:
                     self._lead()
-                if self._file.due(time.monotonic()):
-                    self._reload()
             except Exception:  # whatever it was, what runs goes on
                 self._log.error("unforeseen error", traceback=traceback.format_exc())
         if note == CUT:
@@ -219,6 +231,7 @@ class _Process:
 
     def close(self) -> None:
         """Close the window, which has been open to the end, and take our number away."""
+        self._file.close()
         if self._admin is not None:
             self._admin.close()
         remove_pid(self._settings.pidfile)
@@ -339,27 +352,35 @@ class _Process:
         return f"{needed} file descriptors are needed at least, not {limit}; raise the limit (ulimit -n)"
 
     def _reload(self) -> None:
-        """Apply the file as it is now; with any problem in it, what runs goes on: a typo never takes a rule away.
-
-        It is parsed in a thread: 10,000 rows take 0.2 s, in which nothing would be forwarded.
-        """
-        settings = self._settings
+        """Apply the file as it was read, and say that it was done or why not; whatever fails is tried again."""
         self._manager.reloading()
-        rules, problems, notices = get_hub().threadpool.apply(read_rules, (settings.config, settings.defaults))
+        try:
+            refused = self._apply()
+        except Exception as error:  # what runs goes on
+            self._log.error("unforeseen error", traceback=traceback.format_exc())
+            refused = self._refuse(f"{type(error).__name__}: {error}", ())
+            self._file.ask_again()
+        self._manager.ready(self._summary() + (f"; the last reload was refused: {refused}" if refused else ""))
+        self._tell_others()
+
+    def _apply(self) -> str:
+        """Apply the file; with any problem in it, what runs goes on: a typo never takes a rule away. Return why not."""
+        rules, problems, notices = self._file.found
         self._tell(problems, notices)
-        obstacle = f"{printable(settings.config)} has problems" if problems else self._obstacle(rules)
+        obstacle = f"{printable(self._settings.config)} has problems" if problems else self._obstacle(rules)
         if obstacle:
-            self._say("error", f"not reloaded, the rules stay as they were: {obstacle}")
-            self._report.count_reload("refused", problems or (Problem(0, 0, obstacle),))
-            self._tell_others()
-            self._manager.ready(f"{self._summary()}; the last reload was refused: {obstacle}")
-            return
+            return self._refuse(obstacle, problems)
         changes = self._server.apply(rules)
         self._report.count_reload("applied", ())
-        self._tell_others()
         counts = {field.name: len(getattr(changes, field.name)) for field in fields(changes)}
-        self._say("info", "reloaded", config=settings.config, listeners=len(self._server.listeners), **counts)
-        self._manager.ready(self._summary())
+        listeners = len(self._server.listeners)
+        self._say("info", "reloaded", config=self._settings.config, listeners=listeners, **counts)
+        return ""
+
+    def _refuse(self, why: str, problems: tuple[Problem, ...]) -> str:
+        self._say("error", f"not reloaded, the rules stay as they were: {why}")
+        self._report.count_reload("refused", problems or (Problem(0, 0, why),))
+        return why
 
     def _stay_alive(self) -> None:
         while True:

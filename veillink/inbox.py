@@ -14,6 +14,7 @@ from gevent.hub import get_hub
 STOP: Final = "stop"
 CUT: Final = "cut"
 RELOAD: Final = "reload"
+READ: Final = "read"
 DUMP: Final = "dump"
 LEAD: Final = "lead"
 SIGNALS: Final = {

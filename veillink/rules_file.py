@@ -1,6 +1,6 @@
-"""Read the rules' file, and tell when it has to be read again.
+"""Read the rules' file.
 
-Rule: a file that is still being written is never read, and nothing but a regular file ever is.
+Rule: nothing but a regular file is ever read, and one that cannot be read is a problem like any other.
 """
 
 import errno
@@ -13,28 +13,46 @@ from .model import RuleOptions
 from .rows import MAX_FILE, Problem
 from .rules import Parsed, parse
 
-# How long the rules' file must have stood still, in seconds: after a HUP, and when nobody has asked.
-_ASKED_STILL: Final = 0.1
-_WATCHED_STILL: Final = 0.5
-# How long HUPs are gathered at most.
-_ASKED_LONGEST: Final = 1.0
+# Errors that stay until the file or its path is another one, which is seen; any other may pass by itself.
+_LASTING: Final = frozenset(
+    (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO)
+)
 
 
 def read_rules(path: str, defaults: RuleOptions) -> Parsed:
     """Read and parse the rules' file. A file that cannot be read is a problem like any other.
 
     Args:
-        path: of a regular file of at most ``rules.MAX_FILE`` bytes.
+        path: of a regular file of at most ``rows.MAX_FILE`` bytes.
         defaults: for what the file leaves open.
     """
     try:
-        data = read_regular(path, MAX_FILE + 1)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        return Parsed(problems=(Problem(0, 0, f"cannot be read: {getattr(error, 'strerror', None) or error}"),))
-    found = parse(data, defaults)
+        return load(path, defaults)
+    except (OSError, ValueError) as error:
+        return unreadable(error)
+
+
+def load(path: str, defaults: RuleOptions) -> Parsed:
+    """Read and parse the rules' file.
+
+    Raises:
+        OSError: it cannot be read, or is not regular.
+        ValueError: the path holds a NUL.
+    """
+    found = parse(read_regular(path, MAX_FILE + 1), defaults)
     if not (found.rules.rules or found.problems):
         return found._replace(problems=(Problem(0, 0, "has no rule"),))
     return found
+
+
+def unreadable(error: Exception) -> Parsed:
+    """Return what a file says that cannot be read."""
+    return Parsed(problems=(Problem(0, 0, f"cannot be read: {getattr(error, 'strerror', None) or error}"),))
+
+
+def may_pass(error: Exception) -> bool:
+    """Return whether the same file may be read later, for all that is known."""
+    return not (isinstance(error, ValueError) or (isinstance(error, OSError) and error.errno in _LASTING))
 
 
 def read_regular(path: str, most: int) -> bytes:
@@ -61,63 +79,21 @@ def anybody_may_write(path: str) -> bool:
     """Return whether everybody on this host may change the file."""
     try:
         mode = Path(path).stat().st_mode
-    except OSError:
+    except (OSError, ValueError):
         return False
     return stat.S_ISREG(mode) and bool(mode & stat.S_IWOTH)
 
 
-def _signature(path: str) -> tuple[int, int, int] | None:
+Signature = tuple[int, ...] | None
+
+
+def signature(path: str) -> Signature:
+    """Return what differs once another file is at the path or this one has been written; ``None`` when there is none.
+
+    ``cp -p`` and tar leave size and time of modification as they were; the time of change cannot be set.
+    """
     try:
         found = Path(path).stat()
     except (OSError, ValueError):
         return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
-
-
-class RulesFile:
-    """Tells when the rules' file has to be read again: when asked for it, or when what its path leads to has changed.
-
-    A path is looked at, not a file: so a rename over it and a swapped symbolic link are seen as a write is.
-
-    Args:
-        path: of the file.
-        watch: whether to look for changes.
-    """
-
-    def __init__(self, path: str, *, watch: bool) -> None:
-        self._path = path
-        self._watch = watch
-        self._seen = self._read = _signature(path)
-        self._changed = self._asked = float("-inf")
-        self._first_asked: float | None = None
-
-    def ask(self, now: float) -> None:
-        """Read it soon, changed or not."""
-        self._asked = now
-        if self._first_asked is None:
-            self._first_asked = now
-
-    def due(self, now: float) -> bool:
-        """Look at it, and return whether to read it now, which is taken as done.
-
-        A file that is still being written is never read; waiting for more requests has an end.
-        """
-        signature = _signature(self._path)
-        if signature != self._seen:
-            self._seen, self._changed = signature, now
-        still = now - self._changed
-        if self._first_asked is not None:
-            gathered = now - self._asked >= _ASKED_STILL or now - self._first_asked >= _ASKED_LONGEST
-            due = gathered and still >= _ASKED_STILL
-        else:
-            due = self._watch and self._seen != self._read and still >= _WATCHED_STILL
-        if due:
-            self._read, self._first_asked = self._seen, None
-        return due
-
-    @property
-    def next_look(self) -> float | None:
-        """After how many seconds to call ``due`` again, if at all."""
-        if self._first_asked is not None:
-            return _ASKED_STILL / 4
-        return _WATCHED_STILL / 4 if self._watch else None
+    return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_dev, found.st_ino

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import select
+import shutil
 import signal
 import socket
 import threading
@@ -240,6 +241,33 @@ def test_changes_that_follow_quickly_are_one_reload(start: Start, words: Words) 
     eventually(lambda: reloads(veillink) > 1, 1.5)
     assert veillink.heard() == b"last"
     assert reloads(veillink) == 2
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+def test_a_file_system_that_hangs_stops_neither_forwarding_nor_stopping(
+    start: Start, backend: Serve, tmp_path: Path
+) -> None:
+    config = tmp_path / "hangs.csv"
+    port = free_port()
+    config.write_text(f"{HOST}:{port},{HOST},{backend(echo).port}\n")
+    calls = "newfstatat,stat,statx"
+    hang = f"inject={calls}:delay_enter=600000000:when=6+"  # microseconds; the start takes the first
+    before = ("strace", "-f", "-qq", "-o", "/dev/null", "-P", str(config), "-e", f"trace={calls}", "-e", hang)
+    veillink = start("", "--config", str(config), before=before, canary=False)
+    with veillink.connect(port) as client:
+        while not veillink.logged("no answer for 5 s"):
+            client.sendall(b"x")
+            assert read_exactly(client, 1) == b"x"
+            time.sleep(0.01)
+        veillink.send(signal.SIGHUP)
+        client.sendall(b"y")
+        assert read_exactly(client, 1) == b"y"
+    status = Path(f"/proc/{veillink.pid}/status")
+    veillink.send(signal.SIGTERM)
+    eventually(lambda: "State:\tZ" in status.read_text(), 60, "the end, although strace keeps the one that hangs")
+    veillink.kill()
+    assert veillink.logged("^stopped$")
+    assert len(veillink.logged("no answer")) == 1
 
 
 def test_with_no_watch_only_a_hup_has_the_file_read(start: Start, words: Words) -> None:
