@@ -85,6 +85,15 @@ def test_a_reload_that_one_has_refused_is_shown(first: bool) -> None:
     assert merge(both if first else both[::-1], None)["last_reload"] == refused
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_rows_that_one_does_not_run_are_shown(first: bool) -> None:
+    skipped = {"time": "2025-12-31", "result": "applied", "problems": ["config.csv:1:1: no"]}
+    both = [state(), state(last_reload=skipped)]
+    assert merge(both if first else both[::-1], None)["last_reload"] == skipped
+    refused = {"time": "2025-12-30", "result": "refused", "problems": []}
+    assert merge([*both, state(last_reload=refused)], None)["last_reload"] == refused
+
+
 def test_rules_and_targets_that_only_one_has_are_shown() -> None:
     other = state(rule={"name": "db", "targets": []})
     more = state(rule={"targets": [{"target": "db:2", "up": True, "active": 0}]})

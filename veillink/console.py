@@ -109,7 +109,11 @@ def _print(console: Console, dot: str, status: dict[str, Any], connections: list
     head = f"VeilLink {status['version']} {dot} {status['phase']}{workers} {dot} up {_ago(status['uptime'])}"
     console.print(f"{head} {dot} {counts}")
     console.print(_rules(status["rules"]))
-    for problem in status["last_reload"]["problems"]:
+    reload = status["last_reload"]
+    if reload["problems"]:
+        refused = reload["result"] == "refused"
+        console.print(f"The rules' file {'was refused; what runs goes on' if refused else 'has rows that do not run'}:")
+    for problem in reload["problems"]:
         console.print(Text(printable(problem), style="yellow"))
     if connections:
         console.print(_connections(connections[:_LONGEST_LIST]))

@@ -32,14 +32,17 @@ def merge(live: Sequence[dict[str, Any]], gone: dict[str, Any] | None) -> dict[s
             "descriptors": min(each["limits"]["descriptors"] for each in live),
         },
         "totals": _sums(each["totals"] for each in everybody),
-        "last_reload": max(
-            (each["last_reload"] for each in live), key=lambda last: (last["result"] == "refused", last["time"] or "")
-        ),
+        "last_reload": max((each["last_reload"] for each in live), key=_gravity),
         "reloads": _sums(each["reloads"] for each in everybody),
         "log_lines_dropped": sum(each["log_lines_dropped"] for each in everybody),
         "loop_lag_seconds": max(each["loop_lag_seconds"] for each in live),
         "rules": _merge_rules(live, gone),
     }
+
+
+def _gravity(reload: dict[str, Any]) -> tuple[bool, bool, str]:
+    """Return what one reading of the rules' file is compared by: what one process could not use is not to be missed."""
+    return reload["result"] == "refused", bool(reload["problems"]), reload["time"] or ""
 
 
 def bury(status: dict[str, Any], gone: dict[str, Any] | None) -> dict[str, Any]:

@@ -62,6 +62,9 @@ def _of_fleet(status: dict[str, Any]) -> Iterator[Metric]:
         "veillink_config_last_reload_success", "Whether the rules' file was applied when it was last read.",
         value=reload["result"] != "refused",
     )  # fmt: skip
+    yield GaugeMetricFamily(
+        "veillink_config_problems", "Problems of the rules' file when it was last read.", value=len(reload["problems"])
+    )
     reloads = CounterMetricFamily("veillink_config_reloads", "Times the rules' file was read.", labels=["result"])
     for result, count in status["reloads"].items():
         reloads.add_metric([result], count)

@@ -147,6 +147,7 @@ class Report:
             connections=status["totals"]["active"],
             max_connections=status["limits"]["connections"],
             log_lines_dropped=status["log_lines_dropped"],
+            config_problems=len(status["last_reload"]["problems"]),
         )
         for rule in log.paced(status["rules"]):
             log.info(

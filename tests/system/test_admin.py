@@ -114,10 +114,25 @@ def test_a_refused_file_and_its_problems_are_shown_until_a_good_one_comes(forwar
     assert (status["last_reload"]["result"], status["reloads"]["refused"]) == ("refused", 1)
     assert ":2:3: port" in status["last_reload"]["problems"][0]
     assert window.metrics()["veillink_config_last_reload_success", ()] == 0
+    assert window.metrics()["veillink_config_problems", ()] == 1
     veillink.config.write_text(good)
     veillink.send(signal.SIGHUP)
     eventually(lambda: window.json("/api/status")["last_reload"]["result"] == "applied", what="a good reload")
     assert window.json("/api/status")["last_reload"]["problems"] == []
+
+
+def test_rows_that_were_skipped_at_the_start_stay_visible(start: Start, backend: Serve, window: Window) -> None:
+    port = backend(echo).port
+    veillink = start(f"{HOST}:{{port}},{HOST},{port}\n8081,db,70000\n8082,db,0\n", window.option)
+    metrics = window.metrics()
+    assert metrics["veillink_config_problems", ()] == 2
+    assert metrics["veillink_config_last_reload_success", ()] == 1
+    said = ask(window.option).stdout
+    assert "The rules' file has rows that do not run:\n" in said
+    assert f"{veillink.config}:3:3: port" in said
+    veillink.reload(f"{HOST}:{{port}},{HOST},{port}\n")
+    assert window.metrics()["veillink_config_problems", ()] == 0
+    assert "rows" not in ask(window.option).stdout
 
 
 def test_nothing_from_outside_becomes_a_label(forward: Forward, window: Window) -> None:
