@@ -17,7 +17,7 @@ from veillink import cli
 from veillink.cli import main
 from veillink.log import LEVELS, Log
 from veillink.model import Address, Rule, RuleOptions, Settings, Target
-from veillink.options import parser, window
+from veillink.options import from_environment, parser, unknown_variables, window
 
 from .sockets import Sockets, address_of, eventually
 from .system.harness import HOST, free_port
@@ -99,6 +99,79 @@ def test_every_option_is_an_argument_a_variable_and_a_setting(
     assert getattr(parser().parse_args([f"--settings={tmp_path / 'settings'}"]), name) == value
     monkeypatch.setenv(*variable.split("="))
     assert getattr(parser().parse_args([]), name) == value
+
+
+@pytest.mark.parametrize(("argument", "variable", "setting", "value"), OPTIONS)
+def test_an_empty_variable_is_an_unset_one(
+    argument: str, variable: str, setting: str, value: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = setting.partition(" ")[0].replace("-", "_")
+    default = getattr(parser().parse_args([]), name)
+    monkeypatch.setenv(variable.partition("=")[0], "")
+    monkeypatch.setenv("VEILLINK_SETTINGS", "")
+    assert getattr(parser().parse_args([]), name) == default
+    (tmp_path / "settings").write_text(setting + "\n")
+    assert getattr(parser().parse_args([f"--settings={tmp_path / 'settings'}"]), name) == value
+    assert unknown_variables(os.environ) == ()
+
+
+@pytest.mark.parametrize("name", ["watch", "access-log"])
+@pytest.mark.parametrize(("value", "on"), [("1", True), ("true", True), ("yes", True), ("0", False), ("off", False)])
+def test_a_switch_has_a_variable_and_a_setting_for_either_way(
+    name: str, value: str, on: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = name.replace("-", "_")
+    for prefix, expected in (("", on), ("no-", not on)):
+        (tmp_path / "settings").write_text(f"{prefix}{name} = {value}\n")
+        assert getattr(parser().parse_args([f"--settings={tmp_path / 'settings'}"]), key) is expected
+        variable = f"VEILLINK_{prefix}{name}".upper().replace("-", "_")
+        with monkeypatch.context() as patch:
+            patch.setenv(variable, value)
+            assert getattr(parser().parse_args([]), key) is expected
+            assert getattr(parser().parse_args([f"--{name}"]), key) is True
+            assert unknown_variables(os.environ) == ()
+
+
+def test_a_switch_with_another_value_is_wrong_usage(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("VEILLINK_NO_WATCH", "maybe")
+    with pytest.raises(SystemExit):
+        parser().parse_args([])
+    assert "VEILLINK_NO_WATCH: 'maybe'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("VEILLINK_NO_WACH", "VEILLINK_NO_WACH is no option; did you mean VEILLINK_NO_WATCH?"),
+        ("VEILLINK_DRAIN_TIME_OUT", "VEILLINK_DRAIN_TIME_OUT is no option; did you mean VEILLINK_DRAIN_TIMEOUT?"),
+        ("VEILLINK_ADMIN_TOKEN_FILE", "VEILLINK_ADMIN_TOKEN_FILE is no option; did you mean VEILLINK_ADMIN_TOKEN?"),
+        ("VEILLINK_COLOUR", "VEILLINK_COLOUR is no option"),
+        ("VEILLINK_" + "X" * 100_000, "VEILLINK_" + "X" * 100_000 + " is no option"),
+        ("VEILLINK_\n", "'VEILLINK_\\n' is no option"),
+        ("VEILLINK", ""),
+        ("VEILLINK_PORT", ""),
+        ("VEILLINK_SERVICE_HOST", ""),
+        ("VEILLINK_SERVICE_PORT", ""),
+        ("VEILLINK_SERVICE_PORT_POSTGRES", ""),
+        ("VEILLINK_PORT_5432_TCP", ""),
+        ("VEILLINK_PORT_5432_TCP_PROTO", ""),
+        ("VEILLINK_PORT_5432_TCP_PORT", ""),
+        ("VEILLINK_PORT_5432_TCP_ADDR", ""),
+        ("VEILLINK_ADMIN_SERVICE_PORT_HTTP", ""),
+    ],
+)
+def test_a_variable_that_is_no_option_is_named(name: str, said: str) -> None:
+    assert unknown_variables({name: "1"}) == ((said,) if said else ())
+
+
+def test_check_names_a_variable_that_is_no_option(
+    rules_file: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("VEILLINK_NO_WACH", "1")
+    assert main(["--check", f"--config={rules_file}"]) == 0
+    assert capfd.readouterr().err.startswith("veillink: warning: VEILLINK_NO_WACH is no option; did you mean")
 
 
 def test_every_option_is_in_the_table_of_this_test() -> None:
@@ -326,6 +399,15 @@ def test_the_options_reach_the_log(
     assert main(arguments) == 7
     ((_, log),) = given
     assert (log._lines._json, LEVELS[log._lines._level], log.access_lines) == (json_lines, level, access)
+
+
+def test_a_variable_that_is_no_option_reaches_the_log(
+    given: list[tuple[Settings, Log]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VEILLINK_COLOUR", "red")
+    assert main([]) == 7
+    ((settings, _),) = given
+    assert settings.warnings == from_environment().warnings == ("VEILLINK_COLOUR is no option",)
 
 
 def test_a_daemon_that_is_told_to_stop_ends_with_0(

@@ -295,6 +295,14 @@ def test_told_to_reload_it_does_as_the_file_says_now(
         sockets.client(Address(HOST, port))
 
 
+def test_what_is_to_be_said_of_the_options_is_said_at_the_start(
+    live: Live, port: int, backend: socket.socket, journal: Journal
+) -> None:
+    live(row(port, backend), warnings=("VEILLINK_COLOUR is no option",)).ready()
+    (said,) = journal.lines("VEILLINK_COLOUR")
+    assert said["level"] == "warning"
+
+
 def test_how_the_file_was_understood_is_said_at_the_start_and_when_it_is_read_again(
     live: Live, port: int, backend: socket.socket, journal: Journal
 ) -> None:

@@ -11,7 +11,7 @@ from .cells import printable
 from .daemon import run
 from .log import opened
 from .model import Rule, RuleOptions, Settings, Target, Window
-from .options import defaults, parser, settings, window
+from .options import defaults, parser, settings, unknown_variables, window
 from .rules_file import read_rules
 
 
@@ -26,6 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     _open_standard_streams()
     options = parser().parse_args(arguments)
+    if options.check or options.status:
+        for warning in unknown_variables(os.environ):
+            print(f"veillink: warning: {warning}", file=sys.stderr)
     if options.check:
         return _check(options.config, defaults(options))
     if options.status:

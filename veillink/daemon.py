@@ -149,6 +149,8 @@ class _Process:
         settings, server = self._settings, self._server
         if settings.admin is not None:
             self._report.measure()
+        for warning in settings.warnings:
+            self._say("warning", warning)
         rules, problems, notices = self._file.found
         if self._file.anybody_may_write:
             path = printable(settings.config)

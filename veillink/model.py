@@ -239,7 +239,11 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the command line asks for; the fields are its options."""
+    """What the command line asks for; the fields are its options.
+
+    Args:
+        warnings: what else is to be said of how they were given.
+    """
 
     config: str
     strict: bool
@@ -255,3 +259,4 @@ class Settings:
     access_log: bool
     admin: Window | None
     defaults: RuleOptions
+    warnings: tuple[str, ...] = ()

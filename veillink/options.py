@@ -6,11 +6,13 @@ Rule: everything that can be said of an option's value is said here, in one line
 import errno
 import io
 import os
+import re
 import socket
 import sys
 from argparse import ArgumentTypeError, BooleanOptionalAction, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
+from difflib import get_close_matches
 from ipaddress import ip_address
 from typing import Any, Final, NoReturn, TextIO
 
@@ -24,6 +26,9 @@ from .rules_file import read_regular
 
 _LARGEST_SETTINGS: Final = 1 << 20
 _MOST_WORKERS: Final = 256
+# Of a variable that is compared with the known ones, and how much alike they have to be: all begin with VEILLINK_.
+_LONGEST_NAME: Final = 40
+_ALIKE: Final = 0.85
 
 _DESCRIPTION: Final = """\
 Forward TCP connections as the rules in a CSV file say, one line for each:
@@ -73,7 +78,33 @@ def _as_argument(parse: Callable[[str], Any]) -> Callable[[str], Any]:
 _DURATION: Final = _as_argument(parse_duration)
 
 
+_PREFIX: Final = "VEILLINK_"
+# What Kubernetes tells every pod of a Service called veillink, or veillink-something.
+_OF_KUBERNETES: Final = re.compile(
+    rf"{_PREFIX}(?:[A-Z0-9_]+_)?(?:SERVICE_(?:HOST|PORT(?:_[A-Z0-9_]+)?)|PORT(?:_[0-9]+_(?:TCP|UDP|SCTP)(?:_[A-Z]+)?)?)"
+)
+
+
+def _variable(option: str) -> str:
+    return _PREFIX + option.strip("-").replace("-", "_").upper()
+
+
 class _Parser(configargparse.ArgumentParser):  # type: ignore[misc]  # it has no type hints
+    def parse_known_args(self, *args: Any, env_vars: Mapping[str, str] = os.environ, **more: Any) -> Any:
+        """Take an empty variable for one that is not set, and heed ``VEILLINK_NO_WATCH`` as ``VEILLINK_WATCH``."""
+        given = {name: value for name, value in env_vars.items() if value}
+        switches: list[Any] = [action for action in self._actions if isinstance(action, BooleanOptionalAction)]
+        for switch in switches:
+            switch.env_var = max(map(_variable, switch.option_strings), key=given.__contains__)
+        return super().parse_known_args(*args, env_vars=given, **more)
+
+    def convert_item_to_command_line_arg(self, action: Any, key: str, value: Any) -> Any:
+        """Heed also ``no-watch = true``, which the library takes for ``watch = true``."""
+        converted = super().convert_item_to_command_line_arg(action, key, value)
+        if isinstance(action, BooleanOptionalAction) and key.removeprefix(_PREFIX).lower().startswith(("no-", "no_")):
+            return [option for option in action.option_strings if option not in converted]
+        return converted
+
     def error(self, message: str) -> NoReturn:
         """Say it in one line: the usage of twenty options would hide it."""
         self._print_message(f"veillink: error: {printable(' '.join(message.split()))}\n", sys.stderr)
@@ -95,7 +126,7 @@ def parser() -> _Parser:
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=RawDescriptionHelpFormatter,
-        auto_env_var_prefix="VEILLINK_",
+        auto_env_var_prefix=_PREFIX,
         add_env_var_help=False,
         add_config_file_help=False,
         allow_abbrev=False,
@@ -109,7 +140,7 @@ def parser() -> _Parser:
     parser.add_argument(
         "--settings",
         is_config_file=True,
-        env_var="VEILLINK_SETTINGS",
+        env_var=_variable("--settings"),
         metavar="PATH",
         help="file with these options as 'drain-timeout = 30s'",
     )
@@ -251,9 +282,21 @@ def settings(options: Namespace) -> Settings:
     Raises:
         SystemExit: options contradict each other.
     """
-    own = {field.name for field in fields(Settings)} - {"admin", "defaults"}
+    own = {field.name for field in fields(Settings)} - {"admin", "defaults", "warnings"}
     given = {name: getattr(options, name) for name in own}
-    return Settings(admin=window(options), defaults=defaults(options), **given)
+    return Settings(admin=window(options), defaults=defaults(options), warnings=unknown_variables(os.environ), **given)
+
+
+def unknown_variables(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Return a line for each ``VEILLINK_…`` in the environment that is no option: most often a slip."""
+    options = {option for action in parser()._actions for option in action.option_strings if option.startswith("--")}
+    known = set(map(_variable, options - {"--help", "--version"}))
+    found = []
+    for name in sorted(name for name, value in environ.items() if value and name.startswith(_PREFIX)):
+        if name not in known and not _OF_KUBERNETES.fullmatch(name):
+            near = get_close_matches(name[: len(_PREFIX) + _LONGEST_NAME], known, 1, _ALIKE)
+            found.append(f"{printable(name)} is no option" + (f"; did you mean {near[0]}?" if near else ""))
+    return tuple(found)
 
 
 def from_environment() -> Settings:

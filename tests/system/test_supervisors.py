@@ -43,7 +43,11 @@ class Supervised:
         self.port = free_port()
         self.config = folder / "config.csv"
         self.config.write_text(f"{HOST}:{self.port},{HOST},{target}\n")
-        env = {"PATH": f"{BIN}:{os.environ['PATH']}", "VEILLINK_CONFIG": str(self.config), "VEILLINK_RUN": str(folder)}
+        env = {
+            "PATH": f"{BIN}:{os.environ['PATH']}",
+            "VEILLINK_CONFIG": str(self.config),
+            "RUNTIME_DIRECTORY": str(folder),
+        }
         log = (folder / "log").open("wb")
         self.child = subprocess.Popen(
             command, env=os.environ | env, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
@@ -133,7 +137,7 @@ def test_supervisorctl_makes_it_read_the_rules(supervise: Supervise, backend: Se
     other = free_port()
     with supervised.config.open("a") as file:
         file.write(f"{HOST}:{other},{HOST},{backend(echo).port}\n")
-    env = os.environ | {"VEILLINK_RUN": str(supervised.config.parent), "VEILLINK_CONFIG": str(supervised.config)}
+    env = os.environ | {"RUNTIME_DIRECTORY": str(supervised.config.parent), "VEILLINK_CONFIG": str(supervised.config)}
     control: list[str | Path] = [BIN / "supervisorctl", "-c", DEPLOY / "supervisord.conf", "signal", "HUP", "veillink"]
     began = time.monotonic()
     subprocess.run(control, env=env, check=True, capture_output=True)
