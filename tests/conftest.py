@@ -19,17 +19,27 @@ from veillink.stream import watch_resets
 
 from .sockets import Journal, Sockets
 
+_TURNS = "PYTEST_TURNS"  # where a run's processes find each other
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the place where the processes of this run wait for each other; those that it starts find it."""
+    if not hasattr(config, "workerinput"):
+        place = tempfile.TemporaryDirectory(prefix="vl-turns-")
+        os.environ[_TURNS] = place.name
+        config.add_cleanup(place.cleanup)
+
 
 @contextmanager
 def _turn(*, alone: bool) -> Iterator[None]:
-    """Run beside the tests of other processes, or while none of them runs.
+    """Run beside the tests of this run's other processes, or while none of them runs.
 
     Args:
         alone: whether to wait until all others are through, and to keep them waiting.
     """
-    lock = Path(tempfile.gettempdir()) / f"vl-tests-{os.getuid()}"
+    place = Path(os.environ[_TURNS])
     # Who waits to be alone holds the door: tests that came one after another would never leave it a moment (flock(2)).
-    with lock.with_suffix(".door").open("a") as door, lock.with_suffix(".room").open("a") as room:
+    with (place / "door").open("a") as door, (place / "room").open("a") as room:
         fcntl.flock(door, fcntl.LOCK_EX)
         fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
         fcntl.flock(door, fcntl.LOCK_UN)
