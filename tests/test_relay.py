@@ -14,11 +14,13 @@ import gevent
 import pytest
 from gevent import socket
 
+from veillink import patience
 from veillink import relay as relay_module
 from veillink.ledger import Ledger
 from veillink.model import Address, End, Ended, RuleOptions
+from veillink.patience import Patience
 from veillink.pipes import Pipe, Pipes
-from veillink.relay import Patience, Relay
+from veillink.relay import Relay
 from veillink.session import _Interrupt
 from veillink.stream import Stream
 
@@ -130,7 +132,7 @@ Sides = Callable[..., Far]
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let patience look often, so that short limits are exact."""
-    monkeypatch.setattr(relay_module, "_TICK", 0.01)
+    monkeypatch.setattr(patience, "_TICK", 0.01)
 
 
 # --- bytes and FINs --------------------------------------------------------------------------------------------------
@@ -313,7 +315,7 @@ def test_what_the_relay_holds_when_a_reset_comes_is_delivered_to_a_slow_reader(
         monkeypatch.setattr(relay_module, "_PARK_AFTER", 0.2)
         eventually(lambda: connection.relay in connection.patience._watched)
         eventually(lambda: connection.patience._timer is None)
-        monkeypatch.setattr(relay_module, "_TICK", 10.0)  # nobody looks between the bytes and the end
+        monkeypatch.setattr(patience, "_TICK", 10.0)  # nobody looks between the bytes and the end
     one.sendall(DATA[:40_000])
     eventually(lambda: all_taken(one))
     reset(one)
@@ -386,7 +388,7 @@ def test_what_a_side_sent_before_it_broke_is_delivered(sides: Sides) -> None:
 
 
 def test_bulk_to_a_side_that_breaks_is_blamed_on_that_side(sides: Sides, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relay_module, "_TICK", 10.0)
+    monkeypatch.setattr(patience, "_TICK", 10.0)
     connection, one, other, was_reset = sides()
     connection.start()
     one.shutdown(socket.SHUT_WR)  # nobody reads from it or looks at it any more: the failed write is what tells

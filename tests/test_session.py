@@ -9,14 +9,15 @@ import pytest
 from gevent import socket
 from gevent.hub import spawn_raw
 
-from veillink import names, relay
+from veillink import names, patience, relay
 from veillink.ledger import Flow, Ledger
 from veillink.model import Address, End, Ended, Rule, RuleOptions, Target
 from veillink.names import Names
 from veillink.net import adopt, readable
+from veillink.patience import Patience
 from veillink.pipes import Pipes
 from veillink.pool import Pool
-from veillink.relay import Patience, Relay
+from veillink.relay import Relay
 from veillink.session import Service, _Interrupt, serve
 from veillink.stream import Stream
 from veillink.upstream import Route
@@ -72,7 +73,7 @@ Forward = Callable[..., Front]
 @pytest.fixture
 def forward(sockets: Sockets, journal: Journal, monkeypatch: pytest.MonkeyPatch) -> Iterator[Forward]:
     """Make a front for these targets; every descriptor it took has to be given back."""
-    monkeypatch.setattr(relay, "_TICK", 0.01)
+    monkeypatch.setattr(patience, "_TICK", 0.01)
     fronts: list[Front] = []
 
     def _forward(*targets: Address | Target, **limits: Any) -> Front:
@@ -226,7 +227,7 @@ def test_a_client_that_leaves_while_the_target_is_being_connected_ends_the_attem
 def test_a_client_that_leaves_just_after_the_target_was_connected_has_reset(
     forward: Forward, sockets: Sockets, backend: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relay, "_TICK", 0.1)
+    monkeypatch.setattr(patience, "_TICK", 0.1)
     front = forward(sockets.silent(), address_of(backend), connect_timeout=0.6)  # so long that the client was looked at
     client = front.client()
     client.shutdown(socket.SHUT_WR)  # nobody reads from it any more: the reset has to be told

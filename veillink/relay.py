@@ -4,7 +4,7 @@ Rule: each end is passed on as what it was. A FIN follows the last byte; after a
 """
 
 import time
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import gevent
 from gevent.hub import GreenletExit, Waiter, get_hub, getcurrent
@@ -13,6 +13,7 @@ from . import tasks
 from .ledger import Entry, Flow
 from .model import End, Ended, RuleOptions
 from .net import error_name
+from .patience import Patience
 from .pipes import Pipes
 from .stream import Stream
 
@@ -23,47 +24,8 @@ _BUFFER: Final = memoryview(bytearray(_BUFFER_SIZE))
 _BULK_READS: Final = 3
 # What was received before a reset is given so many seconds without progress to reach the other side.
 _FLUSH_TIME: Final = 5.0
-_TICK: Final = 0.25
 _PARK_AFTER: Final = 1.0
 _UNKNOWN: Final = -1
-
-
-class Watched(Protocol):
-    """Something that has to be looked at from time to time."""
-
-    def look(self, now: float) -> bool:
-        """Do what is due at ``now`` (monotonic seconds); return whether to look again."""
-
-
-class Patience:
-    """Looks at what may have waited too long, four times a second.
-
-    One coarse timer for all: a timeout object for each wait costs nine frames.
-    """
-
-    def __init__(self) -> None:
-        self._watched: set[Watched] = set()
-        self._timer: Any = None
-
-    def watch(self, watched: Watched) -> None:
-        """Look at this with every tick until it says that it is enough."""
-        self._watched.add(watched)
-        if self._timer is None:
-            self._timer = get_hub().loop.timer(_TICK, _TICK, ref=False)
-            self._timer.start(self._tick)
-
-    def forget(self, watched: Watched) -> None:
-        """Stop looking at it; forgetting an unknown one is harmless."""
-        self._watched.discard(watched)
-
-    def _tick(self) -> None:
-        now = time.monotonic()
-        for watched in tuple(self._watched):
-            if not watched.look(now):
-                self._watched.discard(watched)
-        if not self._watched:
-            self._timer.close()
-            self._timer = None
 
 
 class _Parked(Exception):  # noqa: N818 - not an error

@@ -23,9 +23,9 @@ from .log import Log
 from .model import Address, End, Ended, Health, OnDown, Rule, RuleOptions, RuleSet
 from .names import Names
 from .net import UnixListener, error_name, listen, set_keepalive, take_over
+from .patience import Patience
 from .pipes import Pipes
 from .pool import Member, Pool
-from .relay import Patience
 from .rules import Diff, diff
 from .session import Service
 from .stream import watch_resets

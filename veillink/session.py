@@ -14,9 +14,10 @@ from gevent.hub import get_hub, getcurrent
 from .ledger import Entry, Ledger
 from .log import Log
 from .model import CONNECT_FAILURES, Address, End, Ended, Rule
+from .patience import Patience
 from .pipes import Pipes
 from .pool import Member
-from .relay import Patience, Relay
+from .relay import Relay
 from .stream import Stream
 from .upstream import Route, connect
 
