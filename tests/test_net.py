@@ -451,14 +451,37 @@ def test_closing_gives_the_descriptor_back(sockets: Sockets) -> None:
     assert open_files() == before - 1
 
 
-def test_unsent_counts_what_the_peer_has_not_taken(sockets: Sockets) -> None:
+def test_bytes_are_unacked_and_a_reset_would_lose_them_until_the_peer_has_them(sockets: Sockets) -> None:
     stream, peer = sockets.pair(TINY)
-    assert stream.unsent() == 0
-    stuff(stream)
-    assert stream.unsent() > 0
+    assert (stream.unacked_bytes(), stream.bytes_a_reset_would_lose()) == (0, 0)
+    stream.sendall(memoryview(b"x"))
+    eventually(lambda: stream.unacked_bytes() == 0)
+    while stream.send(memoryview(bytes(TINY))):
+        pass
+    assert stream.unacked_bytes() == stream.bytes_a_reset_would_lose() > 0
     stream.send_eof()
     read_to_eof(peer)
-    eventually(lambda: stream.unsent() == 0)
+    eventually(lambda: stream.unacked_bytes() == 0)
+
+
+def test_what_a_writer_leaves_behind_that_is_ended_stays_unacked_but_a_reset_cannot_lose_it(sockets: Sockets) -> None:
+    stream, peer = sockets.pair(TINY)
+    stuff(stream)
+    stream.send_eof()
+    read_to_eof(peer)
+    eventually(lambda: stream.bytes_a_reset_would_lose() == 0)
+    assert stream.unacked_bytes() > 0
+
+
+def test_of_a_unix_socket_bytes_are_unacked_until_they_are_read_and_a_reset_would_lose_none(hub: None) -> None:
+    near, far = socket.socketpair()
+    stream = Stream(net.adopt(near.detach(), socket.AF_UNIX))
+    stream.sendall(memoryview(b"unread"))
+    assert (stream.unacked_bytes() > 0, stream.bytes_a_reset_would_lose()) == (True, 0)
+    assert far.recv(6) == b"unread"
+    assert stream.unacked_bytes() == 0
+    stream.close()
+    far.close()
 
 
 def test_a_read_that_has_more_to_give_does_not_let_others_run_and_waiting_does(sockets: Sockets) -> None:

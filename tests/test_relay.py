@@ -354,7 +354,7 @@ def test_a_reader_that_takes_nothing_holds_a_reset_up_for_so_long_only(
     connection, one, other, was_reset = sides(tiny=BOTH)
     connection.start()
     gevent.spawn(finish_with, one, DATA)
-    eventually(connection.near(other).unsent)
+    eventually(connection.near(other).unacked_bytes)
     started = time.monotonic()
     reset(one)
     assert connection.end() is was_reset
@@ -707,10 +707,10 @@ def test_a_reader_that_still_takes_what_the_kernel_holds_is_not_silent(sides: Si
     assert connection.relay.overdue(begun) is None
     stuff(near)
     connection.entry.inbound.bytes += 1
-    unsent = near.unsent()
+    unacked = near.unacked_bytes()
     assert connection.relay.overdue(begun + 1) is None
     assert connection.relay.overdue(begun + 60) is None
-    while near.unsent() == unsent:
+    while near.unacked_bytes() == unacked:
         one.recv(1000)
         gevent.sleep(0.001)
     assert connection.relay.overdue(begun + 101) is None

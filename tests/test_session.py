@@ -1,5 +1,6 @@
 """Tests of one client's story, from its first byte to its access line."""
 
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -252,29 +253,38 @@ def test_what_the_client_has_sent_and_finished_early_waits_for_the_target(
 
 
 @pytest.mark.parametrize(
-    ("limits", "client_finishes", "end", "by_reset"),
+    ("limits", "finishes", "end", "reset"),
     [
-        ({"idle_timeout": 0.1}, False, End.IDLE_TIMEOUT, False),
-        ({"half_close_timeout": 0.1}, True, End.HALF_CLOSE_TIMEOUT, False),
-        ({"max_lifetime": 0.1}, False, End.MAX_LIFETIME, True),
+        ({"idle_timeout": 0.1}, "", End.IDLE_TIMEOUT, ["client", "target"]),
+        ({"idle_timeout": 0.1}, "client", End.IDLE_TIMEOUT, ["client"]),
+        ({"idle_timeout": 0.1}, "target", End.IDLE_TIMEOUT, ["target"]),
+        ({"half_close_timeout": 0.1}, "client", End.HALF_CLOSE_TIMEOUT, ["client"]),
+        ({"half_close_timeout": 0.1}, "target", End.HALF_CLOSE_TIMEOUT, ["target"]),
+        ({"max_lifetime": 0.1}, "", End.MAX_LIFETIME, ["client", "target"]),
     ],
 )
-def test_a_limit_ends_it(
+def test_a_limit_ends_it_with_a_reset_for_whoever_has_not_heard_the_other_side_out(
     limits: dict[str, float],
-    client_finishes: bool,
+    finishes: str,
     end: End,
-    by_reset: bool,
+    reset: list[str],
     forward: Forward,
     sockets: Sockets,
     backend: socket.socket,
 ) -> None:
     front = forward(address_of(backend), **limits)
-    client, target = front.connected(backend)
-    if client_finishes:
-        client.shutdown(socket.SHUT_WR)
-    assert is_reset(client) is by_reset
-    assert is_reset(target) is by_reset
+    sides = dict(zip(("client", "target"), front.connected(backend), strict=True))
+    for sock in sides.values():
+        sock.sendall(b"half")
+    for sock in sides.values():
+        assert read_exactly(sock, 4) == b"half"
+    if finishes:
+        sides[finishes].shutdown(socket.SHUT_WR)
+    assert [side for side, sock in sides.items() if is_reset(sock)] == reset
     assert front.access()["end"] == end
+    if finishes:  # it may still hear the other side, which has had everything: only further bytes are refused
+        (other,) = sides.keys() - {finishes}
+        sides[other].send(b"x")
 
 
 def test_silence_that_leaves_bytes_undelivered_is_no_clean_end(forward: Forward, sockets: Sockets) -> None:
@@ -285,6 +295,23 @@ def test_silence_that_leaves_bytes_undelivered_is_no_clean_end(forward: Forward,
     client.sendall(bytes(200_000))  # the target takes nothing of it
     assert front.access()["end"] == End.IDLE_TIMEOUT
     assert is_reset(target)
+
+
+@pytest.mark.parametrize("amount", [1000, 400_000], ids=["unread", "unread and held back"])
+def test_who_has_sent_what_a_unix_target_has_not_read_sees_no_clean_end(amount: int, forward: Forward) -> None:
+    with tempfile.TemporaryDirectory(prefix="vl-", dir="/tmp") as folder, socket.socket(socket.AF_UNIX) as backend:
+        backend.bind(f"{folder}/target")
+        backend.listen()
+        front = forward(Address(f"unix:{folder}/target", 0), half_close_timeout=0.2)
+        client, target = front.connected(backend)
+        target.shutdown(socket.SHUT_WR)
+        assert client.recv(1) == b""
+        client.sendall(bytes(amount))
+        line = front.access()
+        assert line["end"] == End.HALF_CLOSE_TIMEOUT
+        with pytest.raises(OSError, match=r"Broken pipe|reset"):  # a reset after a FIN; a FIN alone would let it send
+            client.send(b"x")
+        assert len(read_to_eof(target)) <= line["bytes_in"]
 
 
 def test_a_limit_of_zero_is_off(

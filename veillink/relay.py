@@ -58,7 +58,7 @@ class Relay:
         "_resets_watched",
         "_target",
         "_twin",
-        "_unsent",
+        "_unacked",
     )
 
     def __init__(
@@ -75,7 +75,7 @@ class Relay:
         self._over = False
         self._moved = 0
         self._moved_at = time.monotonic()
-        self._unsent = _UNKNOWN
+        self._unacked = _UNKNOWN
         self._reset: tuple[float, End] | None = None
         self._resets_watched = False
 
@@ -244,12 +244,12 @@ class Relay:
 
     def _flush(self, stream: Stream, reset: float) -> None:
         """Wait until the peer has what it was sent before the ``reset``: ours would throw the send queue away."""
-        unsent = stream.undelivered()
+        unacked = stream.bytes_a_reset_would_lose()
         since = max(self._moved_at, reset)
-        while unsent and not stream.broken and time.monotonic() - since < _FLUSH_TIME:
+        while unacked and not stream.broken and time.monotonic() - since < _FLUSH_TIME:
             gevent.sleep(0.01)
-            if unsent != stream.undelivered():
-                unsent, since = stream.undelivered(), time.monotonic()
+            if unacked != stream.bytes_a_reset_would_lose():
+                unacked, since = stream.bytes_a_reset_would_lose(), time.monotonic()
 
     def look(self, now: float) -> bool:
         """End the connection if it has to end now; park what is idle. Return whether there is anything to look for."""
@@ -275,7 +275,7 @@ class Relay:
         """
         moved = self._entry.inbound.bytes + self._entry.outbound.bytes
         if moved != self._moved:
-            self._moved, self._moved_at, self._unsent = moved, now, _UNKNOWN
+            self._moved, self._moved_at, self._unacked = moved, now, _UNKNOWN
         lifetime = self._options.max_lifetime
         if lifetime and now - self._entry.opened >= lifetime:
             return Ended(End.MAX_LIFETIME)
@@ -291,11 +291,11 @@ class Relay:
 
     def _heed_delivery(self, now: float) -> None:
         """A slow reader is not silence: what was read long ago may still be on its way from the kernel to the peer."""
-        if self._unsent:
-            unsent = self._client.unsent() + self._target.unsent()
-            if self._unsent not in (_UNKNOWN, unsent):
+        if self._unacked:
+            unacked = self._client.unacked_bytes() + self._target.unacked_bytes()
+            if self._unacked not in (_UNKNOWN, unacked):
                 self._moved_at = now
-            self._unsent = unsent
+            self._unacked = unacked
 
     def _silence_limit(self) -> tuple[float, End]:
         idle, half_close = self._options.idle_timeout, self._options.half_close_timeout

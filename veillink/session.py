@@ -89,7 +89,7 @@ def serve(
         service.log.error("unforeseen error", id=entry.number, rule=entry.rule, traceback=traceback.format_exc())
     finally:
         interrupt.armed = False
-        _part((client,) if target is None else (client, target), end)
+        _part(client, target, entry, end)
         if entry.member is not None:
             entry.member.leave()
         now = time.monotonic()
@@ -143,14 +143,25 @@ def _report(ended: Ended, entry: Entry, log: Log) -> None:
         )
 
 
-def _part(streams: tuple[Stream, ...], end: End) -> None:
-    """Close with FIN where both sides had finished, or nothing was on its way when patience ran out; else with RST."""
-    try:
-        complete = end is End.CLOSED or (end in _SILENCE and not any(stream.undelivered() for stream in streams))
-    except OSError:  # it is gone already
-        complete = False
-    for stream in streams:
-        if complete:
+def _part(client: Stream, target: Stream | None, entry: Entry, end: End) -> None:
+    """Close with FIN the side that has everything of a peer that had finished, else with RST.
+
+    A limit that cuts an answer in the middle must not make it look complete, and where bytes that were taken have not
+    arrived, neither side may think so.
+    """
+    if target is None:
+        client.abort()
+        return
+    arrived = end in _SILENCE and _all_arrived(client, target)
+    for stream, flow in ((client, entry.outbound), (target, entry.inbound)):
+        if end is End.CLOSED or (arrived and flow.done):
             stream.close()
         else:
             stream.abort()
+
+
+def _all_arrived(*streams: Stream) -> bool:
+    try:
+        return not any(stream.broken or stream.unacked_bytes() for stream in streams)
+    except OSError:  # it is gone already
+        return False

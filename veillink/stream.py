@@ -46,13 +46,14 @@ class Stream:
         sock: connected and non-blocking; the stream owns it from now on.
     """
 
-    __slots__ = ("_fd", "_read_dry", "_reader", "_reading", "_socket", "_watched", "_writer", "broken")
+    __slots__ = ("_fd", "_held", "_read_dry", "_reader", "_reading", "_socket", "_watched", "_writer", "broken")
 
     def __init__(self, sock: _socket.socket) -> None:
         self._socket = sock
         self._fd = sock.fileno()
         self._reader: Any = get_hub().loop.io(self._fd, _READ)
         self._writer: Any = None
+        self._held = 0
         self._read_dry = False
         self._reading = False
         self._watched = False
@@ -120,7 +121,7 @@ class Stream:
             OSError: the connection is lost.
         """
         rest = memoryview(bytes(data))  # the caller's buffer serves others while this one waits
-        while rest:
+        while self._hold(len(rest)):
             self._wait_writable()
             rest = rest[self.send(rest) :]
 
@@ -146,13 +147,18 @@ class Stream:
         Raises:
             OSError: the connection is lost.
         """
-        while pipe.held:
+        while self._hold(pipe.held):
             try:
                 pipe.held -= os.splice(pipe.exit, self._fd, pipe.held, flags=_SPLICE_FLAGS)
                 continue
             except BlockingIOError:
                 pass
             self._wait_writable()
+
+    def _hold(self, count: int) -> int:
+        """Remember that so many bytes for the peer wait here, where a greenlet that is ended leaves them behind."""
+        self._held = count
+        return count
 
     def _wait_writable(self) -> None:
         if self._writer is None:
@@ -167,14 +173,20 @@ class Stream:
         """
         self._socket.shutdown(socket.SHUT_WR)
 
-    def unsent(self) -> int:
-        """Return how many bytes the peer has not yet acknowledged (tcp(7), SIOCOUTQ)."""
-        answer = fcntl.ioctl(self._fd, termios.TIOCOUTQ, b"\0\0\0\0")
-        return int.from_bytes(answer, sys.byteorder)
+    def unacked_bytes(self) -> int:
+        """Return about how many bytes for the peer have not arrived there; 0 says that it has everything.
 
-    def undelivered(self) -> int:
-        """Return how many bytes a reset would take from the peer: on a UNIX socket none, its own queue has them."""
-        return 0 if self._socket.family == socket.AF_UNIX else self.unsent()
+        Those that ``sendall`` or ``splice_from`` still hold count too. TCP: not yet acknowledged; a UNIX socket: not
+        yet read (SIOCOUTQ in tcp(7) and unix(7), where it counts the kernel's memory for them).
+        """
+        return self._held + self._queued()
+
+    def bytes_a_reset_would_lose(self) -> int:
+        """Return how many bytes ``abort`` would take from the peer: on a UNIX socket none, its own queue has them."""
+        return 0 if self._socket.family == socket.AF_UNIX else self._queued()
+
+    def _queued(self) -> int:
+        return int.from_bytes(fcntl.ioctl(self._fd, termios.TIOCOUTQ, b"\0\0\0\0"), sys.byteorder)
 
     def keep_alive(self, seconds: float) -> None:
         """Find out when the peer has vanished; see ``set_keepalive``."""
