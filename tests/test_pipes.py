@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -81,6 +82,51 @@ def test_without_a_descriptor_there_is_no_pipe_and_later_there_is(monkeypatch: p
 def test_where_the_system_has_no_splice_there_are_no_pipes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "splice")
     assert Pipes(32).take() is None
+
+
+REFUSALS = [errno.ENOSYS, errno.EINVAL, errno.EPERM, errno.EOPNOTSUPP]
+
+
+def refusing(number: int) -> Callable[..., int]:
+    def splice(*_: object, **__: object) -> int:
+        raise OSError(number, "injected")
+
+    return splice
+
+
+@pytest.mark.parametrize("number", REFUSALS)
+def test_where_splice_is_refused_there_are_no_pipes(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = open_files()
+    monkeypatch.setattr(os, "splice", refusing(number))
+    assert Pipes(32).take() is None
+    assert open_files() == before
+
+
+@pytest.mark.parametrize("number", REFUSALS)
+def test_once_splice_is_refused_no_pipe_is_lent_any_more(number: int) -> None:
+    before = open_files()
+    pipes = Pipes(2)
+    pipe = pipes.take()
+    assert pipe
+    assert not pipes.refused(ConnectionResetError(errno.ECONNRESET, "no word about splice"))
+    assert pipes.refused(OSError(number, "injected"))
+    pipes.give(pipe)
+    assert pipes.take() is None
+    pipes.look(0)
+    assert not pipes.look(0)
+    assert open_files() == before
+
+
+def test_a_process_without_a_free_descriptor_at_its_start_may_use_splice_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(flags: int) -> None:
+        raise OSError(errno.EMFILE, "injected")
+
+    with monkeypatch.context() as without:
+        without.setattr(os, "pipe2", refuse)
+        pipes = Pipes(1)
+    pipe = pipes.take()
+    assert pipe
+    pipe.close()
 
 
 def test_pipes_that_nobody_wants_any_more_are_closed() -> None:

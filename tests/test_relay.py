@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import itertools
 import os
 import random
 import termios
@@ -233,6 +234,30 @@ def test_bulk_arrives_whole_whichever_way_it_goes(pipes: Lending, quick: None, c
     assert connection.moved == (len(data), len(data))
     assert (pipes.lent > 0) is pipes.expected
     eventually(lambda: open_files() == before + 2)  # the far ends: patience has closed what nobody wants any more
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EINVAL, errno.EPERM, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("allowed", [0, 1, 2], ids=["at once", "with bytes in the pipe", "later"])
+def test_bulk_is_copied_from_when_on_splice_is_refused(
+    allowed: int, number: int, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    splice, pipes, calls = os.splice, Lending(2), itertools.count()
+
+    def refused(*args: int, **options: int) -> int:
+        if next(calls) >= allowed:
+            raise OSError(number, "injected")
+        return splice(*args, **options)
+
+    monkeypatch.setattr(os, "splice", refused)
+    connection = connect(pipes=pipes).start()
+    data = random.Random(0).randbytes(4 << 20)
+    reader = gevent.spawn(read_to_eof, connection.target)
+    gevent.spawn(finish_with, connection.client, data)
+    assert reader.get() == data
+    connection.target.close()
+    assert connection.end() is End.CLOSED
+    assert 1 <= pipes.lent <= 1 + allowed
+    assert pipes.take() is None
 
 
 @pytest.mark.parametrize("fin", ["at once", "later"])

@@ -4,13 +4,17 @@ Rule: a pipe in the pool is empty. One that comes back with bytes in it is close
 """
 
 import contextlib
+import errno
 import fcntl
 import os
+import socket
 from typing import Final
 
 # With 1 MiB a splice moves what a receive buffer holds. An unprivileged user gets 64 MiB of pipes in all
 # (pipe-user-pages-soft in proc(5)); after that they stay at 64 KiB.
 PIPE_SIZE: Final = 1 << 20
+# How splice(2) says that it cannot be had at all, or not for these sockets: a sandbox, seccomp, an odd kernel.
+_REFUSALS: Final = frozenset({errno.ENOSYS, errno.EINVAL, errno.EPERM, errno.EOPNOTSUPP})
 
 
 class Pipe:
@@ -27,6 +31,12 @@ class Pipe:
         with contextlib.suppress(OSError):
             fcntl.fcntl(self.entry, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
 
+    def drain(self) -> bytes:
+        """Take out what it holds."""
+        data = os.read(self.exit, self.held)
+        self.held = 0
+        return data
+
     def close(self) -> None:
         """Close it, with what it holds."""
         os.close(self.entry)
@@ -37,17 +47,19 @@ class Pipes:
     """A bounded pool of pipes, made when they are first wanted.
 
     Args:
-        most: how many there may be at a time; where the system has no splice there are none.
+        most: how many there may be at a time; where the system has no splice, or refuses it, there are none.
     """
 
     def __init__(self, most: int) -> None:
-        self.most = most if hasattr(os, "splice") else 0
+        self.most = most if _splice_works() else 0
         self._made = 0
         self._used = False
         self._free: list[Pipe] = []
 
     def take(self) -> Pipe | None:
         """Return an empty pipe, or ``None`` when there is none to be had."""
+        if not self.most:
+            return None
         self._used = True
         if self._free:
             return self._free.pop()
@@ -59,6 +71,13 @@ class Pipes:
             return None
         self._made += 1
         return pipe
+
+    def refused(self, error: OSError) -> bool:
+        """Return whether this is how splice is refused; then no pipe is lent any more."""
+        if error.errno not in _REFUSALS:
+            return False
+        self.most = 0
+        return True
 
     def look(self, now: float) -> bool:
         """Close what nobody has wanted since the last look; return whether there are any pipes."""
@@ -76,3 +95,23 @@ class Pipes:
             pipe.close()
         else:
             self._free.append(pipe)
+
+
+def _splice_works() -> bool:
+    if not hasattr(os, "splice"):
+        return False
+    try:
+        pipe = Pipe()
+    except OSError:  # no descriptor is left, which says nothing of splice
+        return True
+    near, far = socket.socketpair()
+    try:
+        near.send(b"x")
+        os.splice(far.fileno(), pipe.entry, 1)
+    except OSError:
+        return False
+    finally:
+        near.close()
+        far.close()
+        pipe.close()
+    return True

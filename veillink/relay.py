@@ -14,7 +14,7 @@ from .ledger import Entry, Flow
 from .model import End, Ended, RuleOptions
 from .net import error_name
 from .patience import Patience
-from .pipes import Pipes
+from .pipes import Pipe, Pipes
 from .stream import Stream
 
 # One buffer serves every connection: nothing switches between reading into it and handing it to the kernel.
@@ -205,12 +205,23 @@ class Relay:
             except BlockingIOError:  # like a count of 0: the end, or urgent data in the way; only a read can tell
                 return True
             except OSError as error:
+                if self._pipes.refused(error):
+                    self._empty(pipe, sink)
+                    return True
                 if not pipe.held:
                     raise Ended(lost, error_name(error)) from None
                 sink.broken = error_name(error)
             finally:
                 self._pipes.give(pipe)
         return not sink.broken
+
+    @staticmethod
+    def _empty(pipe: Pipe, sink: Stream) -> None:
+        """Hand on what splice has left in the pipe."""
+        try:
+            sink.sendall(memoryview(pipe.drain()))
+        except OSError as error:
+            sink.broken = error_name(error)
 
     def _pass_on_eof(self, sink: Stream) -> None:
         if self._entry.inbound.done and self._entry.outbound.done:
