@@ -21,7 +21,7 @@ from veillink.ledger import Ledger
 from veillink.model import Address, End, Ended, RuleOptions
 from veillink.patience import Patience
 from veillink.pipes import Pipe, Pipes
-from veillink.relay import Relay
+from veillink.relay import _FLUSH_TIME, Relay, _Flush
 from veillink.session import _Interrupt
 from veillink.stream import Stream
 
@@ -249,6 +249,7 @@ def test_bulk_is_copied_from_when_on_splice_is_refused(
         return splice(*args, **options)
 
     monkeypatch.setattr(os, "splice", refused)
+    monkeypatch.setattr(relay_module, "_BULK_READS", 1)
     connection = connect(pipes=pipes).start()
     data = random.Random(0).randbytes(4 << 20)
     reader = gevent.spawn(read_to_eof, connection.target)
@@ -349,11 +350,11 @@ def test_what_the_relay_holds_when_a_reset_comes_is_delivered_to_a_slow_reader(
     assert reader.get() == DATA[:40_000]
 
 
-def read_to_reset(far: socket.socket, at_once: int = 1 << 16) -> bytes:
+def read_to_reset(far: socket.socket, at_once: int = 1 << 16, pause: float = 0.001) -> bytes:
     """Return everything until the peer resets, read by so many bytes with a pause after each."""
     received = b""
     while True:
-        gevent.sleep(0.001)
+        gevent.sleep(pause)
         try:
             part = far.recv(at_once)
         except ConnectionResetError:
@@ -384,8 +385,39 @@ def test_a_reader_that_takes_nothing_holds_a_reset_up_for_so_long_only(
     reset(one)
     assert connection.end() is was_reset
     assert 0.3 <= time.monotonic() - started < 2
+    eventually(lambda: connection.patience._close_timer is None)
     with pytest.raises(ConnectionResetError):
         read_to_eof(other)
+
+
+def test_a_reset_waits_for_a_slow_reader_for_as_long_as_bytes_move(
+    sides: Sides, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_module, "_FLUSH_TIME", 0.4)
+    connection, one, other, was_reset = sides(tiny=OTHER)
+    connection.start()
+    one.sendall(DATA[:150_000])
+    eventually(lambda: all_taken(one))
+    started = time.monotonic()
+    reset(one)
+    reader = gevent.spawn(read_to_reset, other, 800, 0.005)
+    assert connection.end() is was_reset
+    assert reader.get() == DATA[:150_000]
+    assert time.monotonic() - started > 2 * 0.4  # or nothing was tried
+
+
+def test_a_reset_after_both_have_finished_changes_nothing(connect: Connect) -> None:
+    connection = connect().start()
+    connection.client.shutdown(socket.SHUT_WR)
+    assert connection.target.recv(1) == b""
+    connection.target.shutdown(socket.SHUT_WR)
+    while not connection.entry.outbound.done:
+        gevent.sleep(0)
+    assert connection._greenlet is not None
+    assert not connection._greenlet.ready()
+    connection.relay._client_was_reset()
+    connection.relay._target_was_reset()
+    assert connection.end() is End.CLOSED
 
 
 def test_a_reset_after_the_fin_is_seen_though_nobody_reads(sides: Sides) -> None:
@@ -566,6 +598,16 @@ def test_a_parked_connection_is_still_watched_for_its_limits(connect: Connect, p
     assert connection.end() is End.IDLE_TIMEOUT
 
 
+@pytest.mark.parametrize("far", ["client", "target"])
+def test_a_fin_on_a_parked_connection_starts_its_limit(far: str, connect: Connect, park: Park) -> None:
+    connection = connect(RuleOptions(half_close_timeout=0.2))
+    park(connection)
+    assert connection.relay not in connection.patience._watched
+    finish(connection.client if far == "client" else connection.target)
+    with gevent.Timeout(5):
+        assert connection.end() is End.HALF_CLOSE_TIMEOUT
+
+
 def test_a_twin_that_waits_for_a_reader_is_not_parked(connect: Connect, park: Park) -> None:
     connection = connect(tiny=BOTH)
     gevent.spawn(finish_with, connection.target, DATA)
@@ -622,6 +664,56 @@ def test_old_age_ends_it_however_busy_it_is(connect: Connect, quick: None) -> No
     assert bytes_sent > 5
 
 
+# --- time that nobody lived through ----------------------------------------------------------------------------------
+
+
+def pause(seconds: float) -> None:
+    """Let the whole process do nothing, as after SIGSTOP."""
+    time.sleep(seconds)
+
+
+@pytest.mark.parametrize("finished", [False, True], ids=["idle", "half-closed"])
+def test_silence_while_this_process_did_not_run_does_not_count(finished: bool, connect: Connect, quick: None) -> None:
+    connection = connect(RuleOptions(idle_timeout=0.4, half_close_timeout=0.4)).start()
+    connection.target.sendall(b"first")
+    assert read_exactly(connection.client, 5) == b"first"
+    if finished:
+        connection.client.shutdown(socket.SHUT_WR)
+        assert connection.target.recv(1) == b""
+    gevent.sleep(0.05)
+    pause(0.6)
+    gevent.sleep(0.05)
+    connection.target.sendall(b"after it")
+    assert read_exactly(connection.client, 8) == b"after it"
+    assert connection.end() is (End.HALF_CLOSE_TIMEOUT if finished else End.IDLE_TIMEOUT)
+
+
+def test_what_has_arrived_meanwhile_is_looked_at_before_a_limit_is_judged(
+    connect: Connect, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "_TICK", 0.3)  # this pause is too short to be seen as one
+    connection = connect(RuleOptions(idle_timeout=0.4)).start()
+    gevent.sleep(0.2)
+    connection.client.sendall(b"meanwhile")
+    pause(0.25)
+    assert read_exactly(connection.target, 9) == b"meanwhile"
+    gevent.sleep(0.1)
+    connection.client.sendall(b"and later")
+    assert read_exactly(connection.target, 9) == b"and later"
+    assert connection.end() is End.IDLE_TIMEOUT
+
+
+def test_a_reader_has_its_time_after_a_reset_though_this_process_did_not_run(sockets: Sockets) -> None:
+    stream, _ = sockets.pair(TINY)
+    stuff(stream)
+    watcher, begun = Patience(), time.monotonic()
+    flush = _Flush(stream, begun, watcher)
+    assert flush.look(begun + 0.9 * _FLUSH_TIME)
+    watcher.lost += 100
+    assert flush.look(begun + 100.9 + 0.8 * _FLUSH_TIME)
+    assert not flush.look(begun + 101 + _FLUSH_TIME)
+
+
 class Bomb:
     """Something that patience looks at so many times."""
 
@@ -653,6 +745,34 @@ def test_patience_does_not_look_at_what_it_was_told_to_forget(hub: None, quick: 
     patience.forget(forgotten)
     eventually(lambda: patience._timer is None)
     assert (forgotten.looks, other.looks) == (100, 0)
+
+
+class Slow:
+    """Something whose every look takes a while."""
+
+    def __init__(self, looked: list[int], number: int) -> None:
+        self.looked = looked
+        self.number = number
+        self.looks = 2
+
+    def look(self, now: float) -> bool:
+        time.sleep(patience._CLOSE_SHARE)
+        self.looked.append(self.number)
+        self.looks -= 1
+        return self.looks > 0
+
+
+def test_many_that_are_watched_closely_take_turns_and_leave_others_theirs(hub: None) -> None:
+    watcher, looked = Patience(), list[int]()
+    for number in range(30):
+        watcher.watch_closely(Slow(looked, number))
+    most_at_once = 0
+    while watcher._close_timer is not None:
+        before = len(looked)
+        gevent.sleep(0)
+        most_at_once = max(most_at_once, len(looked) - before)
+    assert looked == [*range(30), *range(30)]
+    assert most_at_once == 1
 
 
 Step = tuple[float, str]  # seconds from the beginning, and what has happened since the last look

@@ -3,6 +3,7 @@
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from time import sleep as stdlib_sleep
 from typing import Any
 
 import gevent
@@ -237,6 +238,31 @@ def test_a_client_that_leaves_just_after_the_target_was_connected_has_reset(
         gevent.sleep(0)
     reset(client)
     assert front.access()["end"] == End.CLIENT_RESET
+
+
+def test_a_client_may_get_too_old_while_its_target_is_being_connected(forward: Forward, sockets: Sockets) -> None:
+    front = forward(sockets.silent(), connect_timeout=0, max_lifetime=0.2)
+    started = time.monotonic()
+    assert is_reset(front.client())
+    assert 0.2 <= time.monotonic() - started < 2
+    assert front.access()["end"] == End.MAX_LIFETIME
+
+
+def test_a_name_whose_answer_came_while_this_process_did_not_run_is_found_in_time(
+    forward: Forward, sockets: Sockets, backend: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(host: str) -> tuple[tuple[str, ...], str]:
+        stdlib_sleep(0.3)
+        return (HOST,), ""
+
+    monkeypatch.setattr(names, "_getaddrinfo", slow)
+    front = forward(Address("slow", address_of(backend).port), connect_timeout=0.5)
+    client = front.client()
+    gevent.sleep(0.1)
+    stdlib_sleep(0.7)  # as after SIGSTOP
+    client.shutdown(socket.SHUT_WR)
+    sockets.accept(backend).close()
+    assert front.access()["end"] == End.CLOSED
 
 
 def test_what_the_client_has_sent_and_finished_early_waits_for_the_target(

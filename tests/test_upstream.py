@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import gevent
 import pytest
+from gevent import socket
 
 from veillink import names, upstream
 from veillink.model import Address, End, Ended, Rule, Target
@@ -141,6 +142,26 @@ def test_silence_ends_when_time_is_up(race: Race, sockets: Sockets) -> None:
     lost = race(silent, 0.35)
     assert (lost.end, lost.tried) == (End.CONNECT_TIMEOUT, [f"{address} ETIMEDOUT" for address in silent])
     assert 0.35 <= lost.seconds < 1
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_a_connect_that_was_decided_while_this_process_did_not_run_is_looked_at_before_its_time_is_up(
+    refuses: bool, race: Race, sockets: Sockets
+) -> None:
+    listener = sockets.listener(backlog=0)
+    address = address_of(listener)
+    sockets.client(address)
+
+    def stop_for_a_while() -> None:
+        if refuses:
+            listener.shutdown(socket.SHUT_RDWR)
+        else:
+            sockets.accept(listener).close()
+        time.sleep(1.5)  # the kernel sends the SYN again after a second
+
+    gevent.spawn_later(0.05, stop_for_a_while)
+    won = race([address], 0.5)
+    assert (won.end, won.address) == ((End.CONNECT_REFUSED, None) if refuses else (None, address))
 
 
 def test_time_that_was_up_before_is_a_timeout(race: Race, live: Address) -> None:

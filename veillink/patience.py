@@ -1,11 +1,15 @@
 """Look at what may have waited too long: one coarse timer for all."""
 
 import time
+from collections import deque
 from typing import Any, Final, Protocol
 
 from gevent.hub import get_hub
 
 _TICK: Final = 0.25
+# What is watched closely is looked at so often, and may take so much of the loop each time.
+_CLOSE_TICK: Final = 0.01
+_CLOSE_SHARE: Final = 0.001
 
 
 class Watched(Protocol):
@@ -19,28 +23,72 @@ class Patience:
     """Looks at what may have waited too long, four times a second.
 
     One coarse timer for all: a timeout object for each wait costs nine frames.
+
+    ``lost``: how many seconds, in all, this process did not run although a tick was due (SIGSTOP, a frozen container, a
+    loop that was held up). Nobody could do anything in them: they count for no deadline.
     """
 
     def __init__(self) -> None:
+        self.lost = 0.0
+        self._due = 0.0
         self._watched: set[Watched] = set()
         self._timer: Any = None
+        self._closely: deque[Watched] = deque()
+        self._close_timer: Any = None
 
     def watch(self, watched: Watched) -> None:
         """Look at this with every tick until it says that it is enough."""
         self._watched.add(watched)
         if self._timer is None:
+            self._due = time.monotonic() + _TICK
             self._timer = get_hub().loop.timer(_TICK, _TICK, ref=False)
             self._timer.start(self._tick)
+
+    def watch_closely(self, watched: Watched) -> None:
+        """Look at this every 10 ms until it says that it is enough, or more seldom when there are many.
+
+        Thousands that each had a timer of their own took the whole loop, and held everybody else up by 100 ms.
+        """
+        self._closely.append(watched)
+        if self._close_timer is None:
+            self._close_timer = get_hub().loop.timer(_CLOSE_TICK, _CLOSE_TICK, ref=False)
+            self._close_timer.start(self._tick_closely)
 
     def forget(self, watched: Watched) -> None:
         """Stop looking at it; forgetting an unknown one is harmless."""
         self._watched.discard(watched)
 
     def _tick(self) -> None:
+        self._account()
+        # Timers come before what has arrived: whoever is to read that now does it first, and is judged after it.
+        get_hub().loop.run_callback(self._look)
+
+    def _account(self) -> float:
         now = time.monotonic()
+        if now - self._due > _TICK:
+            self.lost += now - self._due
+        self._due = now + _TICK
+        return now
+
+    def _look(self) -> None:
+        now = self._account()
         for watched in tuple(self._watched):
             if not watched.look(now):
                 self._watched.discard(watched)
-        if not self._watched:
+        if not self._watched and self._timer is not None:
             self._timer.close()
             self._timer = None
+
+    def _tick_closely(self) -> None:
+        now = time.monotonic()
+        until = now + _CLOSE_SHARE
+        for _ in range(len(self._closely)):
+            watched = self._closely.popleft()
+            if watched.look(now):
+                self._closely.append(watched)
+            now = time.monotonic()
+            if now >= until:
+                break
+        if not self._closely:
+            self._close_timer.close()
+            self._close_timer = None

@@ -6,7 +6,6 @@ Rule: each end is passed on as what it was. A FIN follows the last byte; after a
 import time
 from typing import Any, Final
 
-import gevent
 from gevent.hub import GreenletExit, Waiter, get_hub, getcurrent
 
 from . import tasks
@@ -32,6 +31,51 @@ class _Parked(Exception):  # noqa: N818 - not an error
     """Thrown into a twin that waits for a silent target."""
 
 
+class _Flush:
+    """A wait until a peer has what it was sent before a reset: ours would throw the send queue away.
+
+    Args:
+        stream: to that peer.
+        since: monotonic seconds at which something moved last.
+        patience: what looks at it.
+    """
+
+    __slots__ = ("_lost", "_patience", "_since", "_stream", "_unacked", "_waiter")
+
+    def __init__(self, stream: Stream, since: float, patience: Patience) -> None:
+        self._stream = stream
+        self._since = since
+        self._patience = patience
+        self._lost = patience.lost
+        self._unacked = stream.bytes_a_reset_would_lose()
+        self._waiter: Any = Waiter(get_hub())
+
+    def wait(self) -> None:
+        """Wait until all has arrived, or nothing has moved for too long."""
+        if self._goes_on(time.monotonic()):
+            self._patience.watch_closely(self)
+            try:
+                self._waiter.get()
+            finally:
+                self._waiter = None
+
+    def look(self, now: float) -> bool:
+        """Wake who waits, if that is over; return whether it is not."""
+        if self._waiter is None:
+            return False
+        unacked = self._stream.bytes_a_reset_would_lose()
+        if unacked != self._unacked:
+            self._unacked, self._since = unacked, now
+        goes_on = self._goes_on(now)
+        if not goes_on:
+            self._waiter.switch(None)
+        return goes_on
+
+    def _goes_on(self, now: float) -> bool:
+        silent = now - self._since - (self._patience.lost - self._lost)
+        return bool(self._unacked) and not self._stream.broken and silent < _FLUSH_TIME
+
+
 class Relay:
     """A connection's two directions.
 
@@ -48,6 +92,7 @@ class Relay:
         "_client",
         "_entry",
         "_joiner",
+        "_lost",
         "_moved",
         "_moved_at",
         "_options",
@@ -73,6 +118,7 @@ class Relay:
         self._twin: Any = None
         self._joiner: Any = None
         self._over = False
+        self._lost = patience.lost
         self._moved = 0
         self._moved_at = time.monotonic()
         self._unacked = _UNKNOWN
@@ -93,7 +139,9 @@ class Relay:
             self._end_twin()
             if ended.end in (End.CLIENT_RESET, End.TARGET_RESET):
                 self._reset = self._reset or (time.monotonic(), ended.end)
-                self._flush(self._target if ended.end is End.CLIENT_RESET else self._client, self._reset[0])
+                sink = self._target if ended.end is End.CLIENT_RESET else self._client
+                self._patience.watch(self)  # max_lifetime holds meanwhile, and lost time is accounted for
+                _Flush(sink, max(self._moved_at, self._reset[0]), self._patience).wait()
             raise
         finally:
             self._end_twin()
@@ -253,15 +301,6 @@ class Relay:
             self._reset = (time.monotonic(), end)
             self._patience.watch(self)
 
-    def _flush(self, stream: Stream, reset: float) -> None:
-        """Wait until the peer has what it was sent before the ``reset``: ours would throw the send queue away."""
-        unacked = stream.bytes_a_reset_would_lose()
-        since = max(self._moved_at, reset)
-        while unacked and not stream.broken and time.monotonic() - since < _FLUSH_TIME:
-            gevent.sleep(0.01)
-            if unacked != stream.bytes_a_reset_would_lose():
-                unacked, since = stream.bytes_a_reset_would_lose(), time.monotonic()
-
     def look(self, now: float) -> bool:
         """End the connection if it has to end now; park what is idle. Return whether there is anything to look for."""
         if not self._resets_watched:  # not worth their system calls for a connection that is gone by the first look
@@ -269,6 +308,7 @@ class Relay:
             self._target.keep_alive(self._options.keepalive)  # the client's leg has inherited it
             self._client.on_reset(self._client_was_reset)
             self._target.on_reset(self._target_was_reset)
+        self._postpone(now)
         ended = self.overdue(now)
         if ended is not None:
             self._entry.interrupt(ended)
@@ -277,6 +317,14 @@ class Relay:
             self._park_twin()
         limited = self._options.max_lifetime or self._silence_limit()[0] or self._reset
         return bool(limited) or self._twin is not None
+
+    def _postpone(self, now: float) -> None:
+        """Move what deadlines count from by the time that nobody lived through."""
+        lost, self._lost = self._patience.lost - self._lost, self._patience.lost
+        if lost:
+            self._moved_at = min(now, self._moved_at + lost)
+            if self._reset:
+                self._reset = (min(now, self._reset[0] + lost), self._reset[1])
 
     def overdue(self, now: float) -> Ended | None:
         """Return why the connection has to end now, if it has to.
@@ -290,6 +338,8 @@ class Relay:
         lifetime = self._options.max_lifetime
         if lifetime and now - self._entry.opened >= lifetime:
             return Ended(End.MAX_LIFETIME)
+        if self._over:  # what was received before a reset is being delivered, which has a limit of its own
+            return None
         limit, end = self._silence_limit()
         if not limit and not self._reset:
             return None

@@ -99,17 +99,23 @@ def serve(
 
 
 class _Connecting:
-    """A client whose target is being connected: when it leaves, the attempt is given up."""
+    """A client whose target is being connected: when it leaves, or is too old, the attempt is given up."""
 
-    __slots__ = ("_client", "_entry")
+    __slots__ = ("_client", "_entry", "_lifetime", "_reset_watched")
 
-    def __init__(self, client: Stream, entry: Entry) -> None:
+    def __init__(self, client: Stream, entry: Entry, max_lifetime: float) -> None:
         self._client = client
         self._entry = entry
+        self._lifetime = max_lifetime
+        self._reset_watched = False
 
     def look(self, now: float) -> bool:
-        self._client.on_reset(self._left)
-        return False
+        if not self._reset_watched:
+            self._reset_watched = True
+            self._client.on_reset(self._left)
+        if self._lifetime and now - self._entry.opened >= self._lifetime:
+            self._entry.interrupt(Ended(End.MAX_LIFETIME))
+        return True  # the ticks go on, and with them the account of lost time
 
     def _left(self) -> None:
         if self._entry.connected is None:
@@ -117,15 +123,25 @@ class _Connecting:
 
 
 def _connect(client: Stream, entry: Entry, offset: int, service: Service) -> tuple[Stream, Member]:
-    limit = service.rule.options.connect_timeout
+    options, patience = service.rule.options, service.patience
+    limit = options.connect_timeout
     until = entry.opened + limit if limit else float("inf")
+    lost = patience.lost
     tried: list[str] = []
-    waiting = _Connecting(client, entry)
-    service.patience.watch(waiting)
+    waiting = _Connecting(client, entry, options.max_lifetime)
+    patience.watch(waiting)
     try:
-        stream, entry.target, member = connect(service.route, offset, entry.client.host, until, tried)
+        while True:
+            try:
+                stream, entry.target, member = connect(service.route, offset, entry.client.host, until, tried)
+                break
+            except Ended as ended:
+                if ended.end is not End.CONNECT_TIMEOUT or not limit or patience.lost == lost:
+                    raise
+                until += patience.lost - lost  # time that nobody lived through is given back
+                lost = patience.lost
     finally:
-        service.patience.forget(waiting)
+        patience.forget(waiting)
         entry.tried = tuple(tried)
     entry.connected = time.monotonic()
     return stream, member

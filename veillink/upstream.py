@@ -183,9 +183,10 @@ def _race(addresses: Sequence[Address], most_beside: int, until: float, tried: l
         while waiting or attempts:
             now = time.monotonic()
             if now >= until:
-                tried += [f"{attempt.address} ETIMEDOUT" for attempt in attempts]
-                raise Ended(End.CONNECT_TIMEOUT, "ETIMEDOUT")
-            if waiting and (now >= next_start or not attempts):
+                if not attempts:
+                    raise Ended(End.CONNECT_TIMEOUT, "ETIMEDOUT")
+                attempt = attempts[0]  # it may have been decided while this process did not run
+            elif waiting and (now >= next_start or not attempts):
                 next_start = now + _HEAD_START
                 if attempts and len(_beside) >= most_beside:
                     gives_way = attempts.pop(0)
@@ -204,6 +205,8 @@ def _race(addresses: Sequence[Address], most_beside: int, until: float, tried: l
                 if attempt.succeeded():
                     attempts.remove(attempt)
                     return attempt.stream(), attempt.address
+                if now >= until:
+                    raise TimeoutError(errno.ETIMEDOUT, "the time is up")
             except OSError as error:
                 tried.append(f"{attempt.address} {error_name(error)}")
                 failure = error
