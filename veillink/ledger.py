@@ -18,6 +18,10 @@ PLACES: Final = 6
 _DURATION_BOUNDS: Final = (0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0, 3600.0, 36000.0)
 
 
+# A TCP connection to a target: its own host and port, the target's port and host. Or the path of a UNIX socket.
+Leg = tuple[str, int, int, str] | str
+
+
 class Flow:
     """One direction of a connection.
 
@@ -57,11 +61,13 @@ class Entry:
         "connected",
         "inbound",
         "interrupt",
+        "leg",
         "listen",
         "member",
         "number",
         "opened",
         "outbound",
+        "passed",
         "rule",
         "target",
         "tried",
@@ -86,6 +92,10 @@ class Entry:
         self.member: Chosen | None = None
         self.connected: float | None = None
         self.tried: tuple[str, ...] = ()
+        self.leg: Leg | None = None
+        """Its connection to the target."""
+        self.passed: tuple[Address, ...] = ()
+        """Our own listeners that its bytes have come through before this one."""
         self.inbound = Flow()
         self.outbound = Flow()
 
@@ -153,6 +163,8 @@ class Ledger:
         self._before = before
         self.live: dict[int, Entry] = {}
         self.totals: defaultdict[str, Totals] = defaultdict(Totals)
+        self.legs: dict[object, Entry] = {}
+        self.unix_legs: dict[str, Entry] = {}
         self.opened = 0
         self._ended: dict[str, dict[str, Any]] = {}
 
@@ -168,6 +180,8 @@ class Ledger:
     def close(self, entry: Entry, end: End, now: float) -> None:
         """Move a connection from the live ones to the totals, at ``now`` (monotonic seconds)."""
         del self.live[entry.number]
+        if entry.leg is not None:
+            self._forget_leg(entry, entry.leg)
         totals = self.totals[entry.rule]
         totals.connections += 1
         totals.bytes_in += entry.inbound.bytes
@@ -176,6 +190,25 @@ class Ledger:
         totals.duration_seconds.add(now - entry.opened)
         if entry.connected is not None:
             totals.connect_seconds.add(entry.connected - entry.opened)
+
+    def add_leg(self, entry: Entry, leg: Leg) -> None:
+        """Know a connection's leg to its target until it is closed.
+
+        ``legs`` finds it by what a listener sees of it without a system call: where it comes from, and the listener's
+        port. ``unix_legs`` finds the last one to a path.
+        """
+        entry.leg = leg
+        if isinstance(leg, str):
+            self.unix_legs[leg] = entry
+        else:
+            self.legs[leg[:3]] = entry
+
+    def _forget_leg(self, entry: Entry, leg: Leg) -> None:
+        if isinstance(leg, str):
+            if self.unix_legs.get(leg) is entry:
+                del self.unix_legs[leg]
+        elif self.legs.get(leg[:3]) is entry:
+            del self.legs[leg[:3]]
 
     def moved(self) -> tuple[int, int]:
         """Return the bytes moved so far, from clients and to them."""

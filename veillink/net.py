@@ -247,12 +247,16 @@ def numeric(address: Address) -> tuple[int, Any]:
     return socket.AF_INET6, (literal, port, 0, scope)
 
 
+def plain_host(host: str) -> str:
+    """Return the host of a socket address as it is shown: IPv4 clients of a dual-stack listener as IPv4."""
+    return host.removeprefix("::ffff:") if "." in host else host
+
+
 def readable(peer: Any) -> Address:
-    """Return a peer's socket address as it is shown: IPv4 clients of a dual-stack listener as IPv4."""
+    """Return a peer's socket address as it is shown; see ``plain_host``."""
     if not isinstance(peer, tuple):
         return Address(f"unix:{os.fsdecode(peer)}", 0)
-    host: str = peer[0]
-    return Address(host.removeprefix("::ffff:") if "." in host else host, peer[1])
+    return Address(plain_host(peer[0]), peer[1])
 
 
 def adopt(fd: int, family: int) -> _socket.socket:
@@ -264,14 +268,21 @@ def adopt(fd: int, family: int) -> _socket.socket:
     return sock
 
 
-def start_connect(family: int, where: Any) -> _socket.socket:
+class Leg(_socket.socket):
+    """A socket that we connect. ``ends``: its own and its peer's socket address, once it is known to be connected."""
+
+    __slots__ = ("ends",)
+    ends: tuple[Any, Any]
+
+
+def start_connect(family: int, where: Any) -> Leg:
     """Begin to connect and return the socket, which becomes writable when it is decided.
 
     Raises:
         BlockingIOError: the queue of a UNIX socket is full.
         OSError: it failed at once.
     """
-    sock = _socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    sock = Leg(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         for option in (_IN_LINE,) if family == socket.AF_UNIX else _OPTIONS:
             sock.setsockopt(*option)
@@ -284,7 +295,7 @@ def start_connect(family: int, where: Any) -> _socket.socket:
     return sock
 
 
-def is_connected(sock: _socket.socket) -> bool:
+def is_connected(sock: Leg) -> bool:
     """Return whether a connect that was started has succeeded; on loopback it often has at once.
 
     A connect to a free port of this host's own ephemeral range can meet itself half-way and be "connected" to nobody
@@ -300,6 +311,8 @@ def is_connected(sock: _socket.socket) -> bool:
         if code:
             raise OSError(code, os.strerror(code)) from None
         return False
-    if sock.getsockname() == peer:
+    own = sock.getsockname()
+    if own == peer:
         raise ConnectionRefusedError(errno.ECONNREFUSED, "connected to itself")
+    sock.ends = own, peer
     return True

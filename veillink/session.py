@@ -13,6 +13,7 @@ from gevent.hub import get_hub, getcurrent
 
 from .ledger import Entry, Ledger
 from .log import Log
+from .loops import add_leg, refuse_loop
 from .model import CONNECT_FAILURES, Address, End, Ended, Rule
 from .patience import Patience
 from .pipes import Pipes
@@ -79,7 +80,9 @@ def serve(
     try:
         if cut:
             raise Ended(End.DRAINED)
+        refuse_loop(client, entry, service.ledger)
         target, entry.member = _connect(client, entry, offset, service)
+        add_leg(target, entry, service.ledger)
         Relay(client, target, entry, service.rule.options, service.patience, service.pipes).run()
         end = End.CLOSED
     except Ended as ended:
@@ -156,6 +159,14 @@ def _report(ended: Ended, entry: Entry, log: Log) -> None:
             failure=ended.end,  # "end=" stands in access lines alone: whoever counts it counts connections
             reason=ended.detail,
             tried=", ".join(entry.tried) or None,
+        )
+    elif ended.end is End.LOOP:
+        log.limited(
+            "a client is a connection of our own that has come round: change the target of one of these rules",
+            entry.rule,
+            rule=entry.rule,
+            client=entry.client,
+            way=ended.detail,
         )
 
 

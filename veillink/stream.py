@@ -18,11 +18,13 @@ from typing import Any, Final
 
 from gevent.hub import get_hub, getcurrent
 
-from .net import set_keepalive
+from .model import Address
+from .net import readable, set_keepalive
 from .pipes import PIPE_SIZE, Pipe
 
 _READ: Final = 1
 _WRITE: Final = 2
+_CREDENTIALS: Final = struct.Struct("3i")
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 _SPLICE_FLAGS: Final = getattr(os, "SPLICE_F_MOVE", 0) | getattr(os, "SPLICE_F_NONBLOCK", 0)
 
@@ -187,6 +189,22 @@ class Stream:
 
     def _queued(self) -> int:
         return int.from_bytes(fcntl.ioctl(self._fd, termios.TIOCOUTQ, b"\0\0\0\0"), sys.byteorder)
+
+    @property
+    def ends(self) -> tuple[Any, Any] | None:
+        """Our own and the peer's socket address, where we have connected (not for a UNIX socket)."""
+        return getattr(self._socket, "ends", None)
+
+    def own_address(self) -> Address:
+        """Return the address that the peer has come to."""
+        return readable(self._socket.getsockname())
+
+    def peer_process(self) -> int:
+        """Return the process that has connected to our UNIX socket (SO_PEERCRED in unix(7)), 0 where nobody tells."""
+        if not hasattr(socket, "SO_PEERCRED"):
+            return 0
+        answer = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        return int(_CREDENTIALS.unpack(answer)[0])
 
     def keep_alive(self, seconds: float) -> None:
         """Find out when the peer has vanished; see ``set_keepalive``."""

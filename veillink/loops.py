@@ -1,0 +1,62 @@
+"""See that a client is a connection of our own to a target, which has come round: the rules form a loop.
+
+Rule: a chain of rules is none. Only who comes to a listener that its bytes have come through before is ended.
+
+What the rules alone show is refused when they are read; an address of this host, its name, or a UNIX socket through a
+link only shows when a client comes. Of N workers each knows its own connections alone, and the kernel gives a client to
+any of them: a rule that leads to itself meets the worker that knows after N rounds on average, a loop through two rules
+after about N * N. Two programs that lead to each other are not seen.
+"""
+
+import contextlib
+import os
+from pathlib import Path
+
+from .ledger import Entry, Ledger
+from .model import End, Ended
+from .net import plain_host
+from .stream import Stream
+
+
+def add_leg(target: Stream, entry: Entry, ledger: Ledger) -> None:
+    """Remember how a connection to its target looks to a listener."""
+    if target.ends is not None:
+        own, peer = target.ends
+        ledger.add_leg(entry, (plain_host(own[0]), own[1], peer[1], peer[0]))
+    elif entry.target is not None:
+        ledger.add_leg(entry, entry.target.path)
+
+
+def refuse_loop(client: Stream, entry: Entry, ledger: Ledger) -> None:
+    """Find out whose connection the client is, if it is one of ours.
+
+    Raises:
+        Ended: it has come through this listener before.
+    """
+    last = _unix_parent(client, entry, ledger) if entry.listen.is_unix else _parent(client, entry, ledger)
+    if last is not None:
+        entry.passed = (*last.passed, last.listen)
+        if entry.listen in entry.passed:
+            raise Ended(End.LOOP, " -> ".join(map(str, (*entry.passed, entry.listen))))
+
+
+def _parent(client: Stream, entry: Entry, ledger: Ledger) -> Entry | None:
+    """Return the connection that this client is the target's leg of.
+
+    One port of a host may be in use towards several others: only where that looks so the kernel is asked to which
+    address this client has come.
+    """
+    found = ledger.legs.get((entry.client.host, entry.client.port, entry.listen.port))
+    if found is None or not isinstance(found.leg, tuple):
+        return None
+    return found if client.own_address().host == plain_host(found.leg[3]) else None
+
+
+def _unix_parent(client: Stream, entry: Entry, ledger: Ledger) -> Entry | None:
+    """Return the last connection to this UNIX socket by whatever path, if the client is a connection of ours."""
+    if ledger.unix_legs and client.peer_process() == os.getpid():
+        for path, found in ledger.unix_legs.items():
+            with contextlib.suppress(OSError):
+                if Path(path).samefile(entry.listen.path):
+                    return found
+    return None
