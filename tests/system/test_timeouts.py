@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from .conftest import Hold
-from .ends import MIB, PROMPTLY, SIDES, Ends, Side, push, read_to_reset, refuses, wait_until_delivered
+from .ends import MIB, PROMPTLY, SIDES, Ends, Side, frozen, push, read_to_reset, refuses, wait_until_delivered
 from .harness import HOST, VeilLink, eventually, free_port, read_exactly, read_to_eof, reset
 
 KIB = 1 << 10
@@ -218,6 +218,25 @@ def test_a_connection_is_cut_at_its_max_lifetime_whatever_moves(hold: Hold) -> N
     mover.join(5)
     for sock in (*stalled, *silent):  # a reset: it was cut
         read_to_reset(sock)
+
+
+# --- time in which it was stopped ------------------------------------------------------------------------------------
+
+
+def test_time_in_which_it_was_stopped_counts_for_no_limit(hold: Hold) -> None:
+    ends = hold("idle_timeout=1s,half_close_timeout=1s")
+    speaking, silent, finished = ends.pair(), ends.pair(), ends.pair()
+    finished[0].shutdown(socket.SHUT_WR)
+    assert read_to_eof(finished[1]) == b""
+    with frozen(ends.veillink):
+        speaking[0].sendall(b"meanwhile")
+        time.sleep(2)
+    assert read_exactly(speaking[1], 9) == b"meanwhile"
+    for client, target in (speaking, silent, finished):
+        target.sendall(b"afterwards")
+        assert read_exactly(client, 10) == b"afterwards"
+    ended_by = [line["end"] for line in ends.veillink.access(3)]  # who is silent after it ends as ever
+    assert sorted(ended_by) == ["half_close_timeout", "idle_timeout", "idle_timeout"]
 
 
 # --- the clock -------------------------------------------------------------------------------------------------------
