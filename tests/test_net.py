@@ -274,7 +274,7 @@ def test_a_connect_that_was_accepted_is_a_success(sockets: Sockets) -> None:
 
 
 def test_a_connect_that_met_itself_is_refused() -> None:
-    with contextlib.closing(net.Leg()) as sock:
+    with contextlib.closing(net.OutgoingSocket()) as sock:
         sock.bind((HOST, 0))
         sock.connect(sock.getsockname())
         with pytest.raises(ConnectionRefusedError, match="itself"):

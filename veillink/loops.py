@@ -11,6 +11,7 @@ after about N * N. Two programs that lead to each other are not seen.
 import contextlib
 import os
 from pathlib import Path
+from sys import intern
 
 from .ledger import Entry, Ledger
 from .model import End, Ended
@@ -19,11 +20,12 @@ from .stream import Stream
 
 
 def add_leg(target: Stream, entry: Entry, ledger: Ledger) -> None:
-    """Remember how a connection to its target looks to a listener."""
-    if target.ends is not None:
-        own, peer = target.ends
-        ledger.add_leg(entry, (plain_host(own[0]), own[1], peer[1], peer[0]))
-    elif entry.target is not None:
+    """Remember how a connection to its target looks to a listener. Thousands have the same hosts: kept once."""
+    ends = target.take_ends()
+    if ends is not None:
+        own, peer = ends
+        ledger.add_leg(entry, (intern(plain_host(own[0])), own[1], peer[1], intern(plain_host(peer[0]))))
+    elif entry.target is not None and entry.target.is_unix:
         ledger.add_leg(entry, entry.target.path)
 
 
@@ -49,7 +51,7 @@ def _parent(client: Stream, entry: Entry, ledger: Ledger) -> Entry | None:
     found = ledger.legs.get((entry.client.host, entry.client.port, entry.listen.port))
     if found is None or not isinstance(found.leg, tuple):
         return None
-    return found if client.own_address().host == plain_host(found.leg[3]) else None
+    return found if client.own_address().host == found.leg[3] else None
 
 
 def _unix_parent(client: Stream, entry: Entry, ledger: Ledger) -> Entry | None:

@@ -268,21 +268,21 @@ def adopt(fd: int, family: int) -> _socket.socket:
     return sock
 
 
-class Leg(_socket.socket):
+class OutgoingSocket(_socket.socket):
     """A socket that we connect. ``ends``: its own and its peer's socket address, once it is known to be connected."""
 
     __slots__ = ("ends",)
     ends: tuple[Any, Any]
 
 
-def start_connect(family: int, where: Any) -> Leg:
+def start_connect(family: int, where: Any) -> OutgoingSocket:
     """Begin to connect and return the socket, which becomes writable when it is decided.
 
     Raises:
         BlockingIOError: the queue of a UNIX socket is full.
         OSError: it failed at once.
     """
-    sock = Leg(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    sock = OutgoingSocket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         for option in (_IN_LINE,) if family == socket.AF_UNIX else _OPTIONS:
             sock.setsockopt(*option)
@@ -295,7 +295,7 @@ def start_connect(family: int, where: Any) -> Leg:
     return sock
 
 
-def is_connected(sock: Leg) -> bool:
+def is_connected(sock: OutgoingSocket) -> bool:
     """Return whether a connect that was started has succeeded; on loopback it often has at once.
 
     A connect to a free port of this host's own ephemeral range can meet itself half-way and be "connected" to nobody

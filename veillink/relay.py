@@ -65,7 +65,7 @@ class _Flush:
             return False
         unacked = self._stream.bytes_a_reset_would_lose()
         if unacked != self._unacked:
-            self._unacked, self._since = unacked, now
+            self._unacked, self._since, self._lost = unacked, now, self._patience.lost
         goes_on = self._goes_on(now)
         if not goes_on:
             self._waiter.switch(None)

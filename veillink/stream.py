@@ -190,10 +190,13 @@ class Stream:
     def _queued(self) -> int:
         return int.from_bytes(fcntl.ioctl(self._fd, termios.TIOCOUTQ, b"\0\0\0\0"), sys.byteorder)
 
-    @property
-    def ends(self) -> tuple[Any, Any] | None:
-        """Our own and the peer's socket address, where we have connected (not for a UNIX socket)."""
-        return getattr(self._socket, "ends", None)
+    def take_ends(self) -> tuple[Any, Any] | None:
+        """Return our own and the peer's socket address where we have connected, once (not for a UNIX socket)."""
+        sock: Any = self._socket
+        ends: tuple[Any, Any] | None = getattr(sock, "ends", None)
+        if ends is not None:
+            del sock.ends  # 400 bytes
+        return ends
 
     def own_address(self) -> Address:
         """Return the address that the peer has come to."""
