@@ -133,22 +133,22 @@ def test_who_does_not_listen_is_cut_and_frees_a_place(sockets: Sockets, port: in
     assert 0.4 < time.monotonic() - began < 10
 
 
-@pytest.mark.usefixtures("window")
-def test_a_long_answer_is_whole_and_others_run_meanwhile(sockets: Sockets, port: int) -> None:
+def test_a_long_answer_is_whole_and_others_run_meanwhile(open_window: Open, sockets: Sockets, port: int) -> None:
+    open_window()
     longest = [0.0]
 
     def tick() -> None:
         while True:
-            began = time.monotonic()
+            began = time.thread_time()  # the loop's own: other processes may hold it up as long as they like
             gevent.sleep(0)
-            longest[0] = max(longest[0], time.monotonic() - began)
+            longest[0] = max(longest[0], time.thread_time() - began)
 
     ticker = gevent.spawn(tick)
     sock = sockets.client(Address(HOST, port))
-    began = time.monotonic()
+    began = time.thread_time()
     sock.sendall(b"GET /api/connections HTTP/1.0\r\n\r\n")
     body = read_to_eof(sock).partition(b"\r\n\r\n")[2]
-    seconds = time.monotonic() - began
+    seconds = time.thread_time() - began
     ticker.kill()
     assert json.loads(body) == MANY
     assert longest[0] < seconds / 3  # in one piece it would be all of it
