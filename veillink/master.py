@@ -6,27 +6,22 @@ it does later.
 
 import contextlib
 import gc
-import logging
 import math
 import os
-import select
 import signal
 import socket
 import sys
 import time
-import traceback
-from collections import deque
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.errors import HaltServer
-from gunicorn.glogging import Logger
 
 from . import __version__
 from .daemon import LONGEST_CUT, Outcome
-from .log import AT_ONCE, Lines
+from .journal import Journal, MasterLog
 from .model import Address, Settings
 from .net import is_shared, raise_fd_limit
 from .rules_file import read_rules
@@ -39,8 +34,6 @@ _RELOAD_TIME: Final = 30.0  # after which a reload counts as done, whoever has n
 _START_PAUSE: Final = 1.0  # after a worker that could not start
 # How the program that takes this one's place says that it serves: people and terminals send the others.
 _SERVES: Final = signal.SIGRTMIN
-_LONGEST_TRACE: Final = 3000
-_LEVELS: Final = {logging.DEBUG: "debug", logging.INFO: "debug", logging.WARNING: "warning"}
 
 
 def run_workers(settings: Settings) -> int:
@@ -95,56 +88,6 @@ def _shared(settings: Settings, listening: Mapping[Address, socket.socket]) -> s
         if address not in listening and is_shared(address):
             return f"{address} is another VeilLink's, which would share its clients; stop it first"
     return ""
-
-
-class Journal:
-    """The master's log: without a thread, which a fork would lose, and without ever waiting for a reader.
-
-    Args:
-        settings: how lines look.
-    """
-
-    def __init__(self, settings: Settings) -> None:
-        self._lines = Lines(json_lines=settings.log_format == "json", level=settings.log_level)
-        self._unsaid: deque[str] = deque(maxlen=1000)
-        os.register_at_fork(after_in_child=self._unsaid.clear)
-
-    def say(self, level: str, message: str, **fields: object) -> None:
-        """Write a line, now or later."""
-        if self._lines.wants(level):
-            self._unsaid.append(self._lines.line(level, message, fields))
-        self.flush()
-
-    def flush(self) -> None:
-        """Write what could not be written before."""
-        with contextlib.suppress(OSError):
-            while self._unsaid and select.select([], [1], [], 0)[1]:
-                os.write(1, f"{self._unsaid[0][: AT_ONCE - 1]}\n".encode())
-                self._unsaid.popleft()
-
-
-class _Handler(logging.Handler):
-    def __init__(self, journal: Journal) -> None:
-        super().__init__()
-        self._journal = journal
-
-    def emit(self, record: logging.LogRecord) -> None:
-        trace = "".join(traceback.format_exception(record.exc_info[1])) if record.exc_info else ""
-        fields = {"traceback": trace[-_LONGEST_TRACE:]} if trace else {}
-        self._journal.say(_LEVELS.get(record.levelno, "error"), record.getMessage(), **fields)
-
-
-class _Log(Logger):
-    """gunicorn's log, as lines among ours."""
-
-    def __init__(self, cfg: Any, journal: Journal) -> None:
-        self._handler = _Handler(journal)
-        super().__init__(cfg)
-
-    def setup(self, cfg: Any) -> None:
-        self.cfg = cfg
-        self.error_log.handlers = [self._handler]
-        self.error_log.setLevel(logging.DEBUG)
 
 
 class _Application(BaseApplication):
@@ -208,7 +151,7 @@ class _Master(Arbiter):
         self.START_CTX["args"] = [sys.executable, *sys.orig_argv[1:]]  # gunicorn's own forgets -m
 
     def setup(self, app: Any) -> None:
-        self.log = self.log or _Log(app.cfg, self._journal)
+        self.log = self.log or MasterLog(app.cfg, self._journal)
         super().setup(app)
 
     # --- looking after workers ---
