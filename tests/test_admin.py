@@ -308,7 +308,7 @@ def test_the_page_asks_for_what_lies_beside_it(open_window: Open, ask: Asker) ->
 
 def test_it_answers_at_every_address_of_a_name(journal: Journal, sockets: Sockets, port: int) -> None:
     sources = Sources(dict, list, str)
-    listening = listen_at_all([Address("192.0.2.1", port), Address(HOST, port), Address("::1", port)], shared=False)
+    listening = listen_at_all([Address("192.0.2.1", port), Address(HOST, port), Address("::1", port)], listen)
     window = Admin(listening, [], "", 3, sources, journal.log)
     for host in (HOST, "::1"):
         sock = sockets.client(Address(host, port))
@@ -320,7 +320,7 @@ def test_it_answers_at_every_address_of_a_name(journal: Journal, sockets: Socket
 def test_an_address_of_a_name_that_somebody_else_has_is_told(sockets: Sockets) -> None:
     port = address_of(sockets.listener()).port
     with pytest.raises(OSError, match="in use"):
-        listen_at_all([Address("::1", port), Address(HOST, port)], shared=False)
+        listen_at_all([Address("::1", port), Address(HOST, port)], listen)
     sockets.listener("::1", port)  # it was let go
     with pytest.raises(OSError, match="Cannot assign"):
-        listen_at_all([Address("192.0.2.1", port)], shared=False)
+        listen_at_all([Address("192.0.2.1", port)], listen)

@@ -10,6 +10,7 @@ from gevent.hub import get_hub
 from veillink.admin import Admin, Sources
 from veillink.console import NoAnswer, ask, is_alive, tables
 from veillink.model import Address, Window
+from veillink.net import listen
 from veillink.webserver import listen_at_all
 
 from .sockets import Journal
@@ -85,7 +86,7 @@ def test_without_a_stdout_the_state_is_plain() -> None:
 def test_every_address_of_a_name_is_asked_until_one_answers(journal: Journal) -> None:
     deaf, port = free_port(), free_port()
     sources = Sources(lambda: STATUS, lambda: LIVE, str)
-    here = Admin(listen_at_all([Address(HOST, port)], shared=False), [], "s3cret", 3, sources, journal.log)
+    here = Admin(listen_at_all([Address(HOST, port)], listen), [], "s3cret", 3, sources, journal.log)
     found = window(Address(HOST, deaf), Address("::1", port), Address(HOST, port), token="s3cret")
     assert aside(ask, found) == (STATUS, LIVE)
     assert aside(is_alive, found)
@@ -97,7 +98,7 @@ def test_every_address_of_a_name_is_asked_until_one_answers(journal: Journal) ->
 def test_who_wants_another_token_lives(journal: Journal) -> None:
     port = free_port()
     sources = Sources(dict, list, str)
-    here = Admin(listen_at_all([Address(HOST, port)], shared=False), [], "s3cret", 3, sources, journal.log)
+    here = Admin(listen_at_all([Address(HOST, port)], listen), [], "s3cret", 3, sources, journal.log)
     assert aside(is_alive, window(Address(HOST, port), token="wrong"))
     assert "another token" in aside(refusal, window(Address(HOST, port), token="wrong"))
     here.close()

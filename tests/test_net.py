@@ -132,15 +132,20 @@ def test_both_families_may_have_a_listener_of_their_own(listening: list[socket.s
     assert [address_of(sock).port for sock in listening] == [port, port]
 
 
-def test_a_host_without_ipv6_listens_on_ipv4(
-    monkeypatch: pytest.MonkeyPatch, sockets: Sockets, listening: list[socket.socket]
-) -> None:
+@pytest.fixture
+def no_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be a host without IPv6."""
+
     def socket_without_ipv6(family: int, kind: int) -> socket.socket:
         if family == socket.AF_INET6:
             raise OSError(errno.EAFNOSUPPORT, "no IPv6 here")
         return stdlib.socket(family, kind)
 
     monkeypatch.setattr(net, "socket", SimpleNamespace(**vars(stdlib) | {"socket": socket_without_ipv6}))
+
+
+@pytest.mark.usefixtures("no_ipv6")
+def test_a_host_without_ipv6_listens_on_ipv4(sockets: Sockets, listening: list[socket.socket]) -> None:
     listening.append(net.listen(Address("", 0), OPTIONS))
     sockets.client(Address(HOST, address_of(listening[0]).port))
 
@@ -175,6 +180,14 @@ def test_those_who_share_an_address_share_its_clients_and_others_cannot_have_it(
     for sock in listening:
         accepted, _ = stdlib.socket.accept(sock)
         accepted.close()
+
+
+@pytest.mark.usefixtures("no_ipv6")
+def test_also_a_host_without_ipv6_finds_what_is_shared(listening: list[socket.socket]) -> None:
+    address = Address("", free_port())
+    assert not net.is_shared(address)
+    listening.append(net.listen(address, RuleOptions(), shared=True))
+    assert net.is_shared(address)
 
 
 def test_an_address_of_one_alone_is_not_shared(listening: list[socket.socket]) -> None:

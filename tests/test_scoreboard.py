@@ -3,29 +3,37 @@
 import os
 import shutil
 import subprocess
-import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from veillink.scoreboard import Fleet, Scoreboard, Seat, State
+from veillink.control import Control, Fleet, Slot
+from veillink.folder import remove_unheld
+from veillink.scoreboard import Scoreboard, Seat
 
+from .forked import Cfg, forked
 from .test_merge import state
+
+
+def in_memory() -> Scoreboard:
+    board = Scoreboard([Path("/dev/shm")], Control())
+    board.keep()
+    return board
 
 
 @pytest.fixture
 def board() -> Iterator[Scoreboard]:
-    board = Scoreboard.make()
+    board = in_memory()
     yield board
     board.remove()
     assert not board.folder.exists()
 
 
 def seats(board: Scoreboard, count: int) -> list[Seat]:
-    return [Seat(board, number) for number in range(1, count + 1)]
+    return [Seat(board, Slot(Cfg()), number) for number in range(1, count + 1)]
 
 
 def shown(board: Scoreboard) -> dict[str, Any]:
@@ -36,29 +44,6 @@ def shown(board: Scoreboard) -> dict[str, Any]:
 
 def test_only_its_owner_may_look_into_it(board: Scoreboard) -> None:
     assert board.folder.stat().st_mode & 0o777 == 0o700
-
-
-def test_what_the_master_says_is_read(board: Scoreboard) -> None:
-    assert board.fleet == Fleet(1)
-    for said in (Fleet(3), Fleet(2, draining=True)):
-        board.tell(said)
-        assert board.fleet == said
-
-
-def test_what_a_worker_says_to_the_master_is_read(board: Scoreboard) -> None:
-    seat = Seat(board, 7)
-    assert board.state(7) == State("starting")
-    assert not board.has_served
-    seat.enter(State("running", 2))
-    assert board.state(7) == State("running", 2)
-    assert board.has_served
-
-
-def test_that_one_has_served_is_remembered_when_it_is_dead(board: Scoreboard) -> None:
-    Seat(board, 1).enter(State("running"))
-    board.bury(1)
-    assert board.has_served
-    assert board.state(1) == State("starting")
 
 
 def test_the_states_of_all_are_one_state(board: Scoreboard) -> None:
@@ -79,14 +64,14 @@ def test_one_that_runs_speaks_for_those_that_do_not(board: Scoreboard) -> None:
     assert shown(board)["phase"] == "running"
     second.publish(state(phase="starting"))
     assert shown(board)["phase"] == "draining"
-    board.tell(Fleet(2, draining=True))
+    board.control.tell(Fleet(2, draining=True))
     assert shown(board)["phase"] == "draining"
 
 
 def test_the_dead_are_counted_once_at_every_moment(board: Scoreboard) -> None:
     """One thread buries, another reads: not even for a moment is somebody missing, or counted twice."""
     dying = seats(board, 60)
-    Seat(board, 1000).publish(state(1, 0, 1))
+    Seat(board, Slot(Cfg()), 1000).publish(state(1, 0, 1))
     for seat in dying:
         seat.publish(state(1, 0, 1))
     seen, over = set(), threading.Event()
@@ -124,72 +109,140 @@ def test_connections_are_told_once_asked_for_and_awaited_from_everybody(board: S
     assert board.connections(1.0) == [{"id": 1}, {"id": 2}, {"id": 3}]
 
 
-_LEADER = """
-import sys
-from pathlib import Path
-from typing import Any
-from veillink.scoreboard import Scoreboard, Seat
-seat = Seat(Scoreboard(Path(sys.argv[1])), 2)
-print(seat.lead(), seat.lead(), flush=True)
-sys.stdin.readline()
-"""
-
-
-def leader(board: Scoreboard) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-c", _LEADER, str(board.folder)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-
-def said(child: "subprocess.Popen[str]") -> str:
-    assert child.stdout is not None
-    return child.stdout.readline()
-
-
-@pytest.mark.parametrize("how", ["resigns", "is killed"])
-def test_one_process_leads_until_it_ends_or_resigns(board: Scoreboard, how: str) -> None:
-    if how == "resigns":
-        seat = Seat(board, 1)
-        assert (seat.lead(), seat.lead(), seat.leads) == (True, False, True)
-        with leader(board) as other:
-            assert said(other) == "False False\n"
-            other.communicate("\n")
-        seat.resign()
-        assert not seat.leads
-        with leader(board) as other:
-            assert said(other) == "True False\n"
-            other.communicate("\n")
-    else:
-        with leader(board) as other:
-            assert said(other) == "True False\n"
-            seat = Seat(board, 1)
-            assert not seat.lead()
-            other.kill()
-            other.wait()
-            assert seat.lead()
-
-
-def test_when_the_folder_is_gone_nothing_happens() -> None:
-    board = Scoreboard.make()
-    seat = Seat(board, 1)
+def test_a_folder_that_was_removed_for_good_stays_so() -> None:
+    board = in_memory()
+    (seat,) = seats(board, 1)
     board.remove()
-    seat.publish(state())
-    seat.enter(State("running"))
+    with pytest.raises(FileNotFoundError):
+        seat.publish(state())
     board.ask_for_connections()
     assert not board.is_asked_for_connections()
-    assert not Path(board.folder).exists()
+    assert not board.folder.exists()
 
 
-def test_a_folder_that_was_removed_is_made_again_with_what_was_said(board: Scoreboard) -> None:
-    board.tell(Fleet(3))
-    board.keep()
+def test_a_folder_that_somebody_removed_is_made_again_with_what_the_dead_have_left(board: Scoreboard) -> None:
+    first, second = seats(board, 2)
+    for seat in (first, second):
+        seat.publish(state(2, 0, 1))
+    board.bury(1)
     shutil.rmtree(board.folder)
+    second.publish(state(2, 0, 1))
     board.keep()
-    assert board.fleet == Fleet(3)
+    assert shown(board)["rules"][0]["total"] == 4
     assert board.folder.stat().st_mode & 0o777 == 0o700
 
 
+@pytest.mark.parametrize("junk", [b"", b"junk", b"\xfb\0\0", bytes(1000)])
+def test_what_cannot_be_decoded_is_absent(junk: bytes, board: Scoreboard) -> None:
+    for seat in seats(board, 2):
+        seat.publish(state(3, 0, 1))
+        seat.publish_connections([{"id": seat.number}])
+    for name in ("1.status", "1.connections", "buried"):
+        (board.folder / name).write_bytes(junk)
+    assert shown(board)["rules"][0]["total"] == 3
+    assert board.connections(0.0) == [{"id": 2}]
+
+
+# --- whose folder it is ----------------------------------------------------------------------------------------------
+
+
+def test_no_link_is_followed(board: Scoreboard, tmp_path: Path) -> None:
+    """Neither one in the place of the folder nor one in the place of a file; what it leads to is not touched."""
+    (seat,) = seats(board, 1)
+    seat.publish(state(3, 0, 1))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir(mode=0o700)
+    treasure = tmp_path / "treasure"
+    treasure.write_bytes((board.folder / "1.status").read_bytes())
+    (board.folder / "1.status").unlink()
+    for name in ("1.status", "1.status.new"):
+        (board.folder / name).symlink_to(treasure)
+    assert board.status() is None
+    with pytest.raises(OSError, match="symbolic links"):
+        seat.publish(state())
+    shutil.rmtree(board.folder)
+    board.folder.symlink_to(elsewhere)
+    board.keep()
+    with pytest.raises(OSError, match="Not a directory"):
+        seat.publish(state())
+    assert board.status() is None
+    board.remove()
+    assert list(elsewhere.iterdir()) == []
+    assert len(treasure.read_bytes()) > 100
+    board.folder.unlink()
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be somebody else")
-def test_a_folder_of_somebody_else_is_not_used(board: Scoreboard) -> None:
-    os.chown(board.folder, 12345, 12345)
-    with pytest.raises(PermissionError, match="somebody else"):
-        board.keep()
+@pytest.mark.parametrize("change", [lambda path: os.chown(path, 12345, 12345), lambda path: path.chmod(0o755)])
+def test_a_folder_that_is_not_ours_alone_is_not_used(change: Callable[[Path], object], board: Scoreboard) -> None:
+    (seat,) = seats(board, 1)
+    seat.publish(state(3, 0, 1))
+    change(board.folder)
+    assert board.status() is None
+    with pytest.raises(PermissionError):
+        seat.publish(state())
+    os.chown(board.folder, 0, 0)
+    board.folder.chmod(0o700)
+
+
+def test_where_one_home_has_no_room_the_other_one_is_used(tmp_path: Path) -> None:
+    """And as soon as the first has room again, what is in the second is not read any more."""
+    full, roomy = tmp_path / "full", tmp_path / "roomy"
+    roomy.mkdir()
+    board = Scoreboard([full, roomy], Control())
+    first, second = seats(board, 2)
+    for seat in (first, second):
+        seat.publish(state(1, 0, 1))
+    board.bury(1)
+    assert shown(board)["rules"][0]["total"] == 2
+    full.mkdir()
+    second.publish(state(4, 0, 1))
+    assert shown(board)["rules"][0]["total"] == 5
+    shutil.rmtree(full)
+    full.touch()
+    second.publish(state(6, 0, 1))
+    assert shown(board)["rules"][0]["total"] == 7
+    board.remove()
+    assert list(roomy.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount")
+def test_an_older_state_in_a_home_that_is_full_is_not_read(tmp_path: Path) -> None:
+    small, roomy = tmp_path / "small", tmp_path / "roomy"
+    for path in (small, roomy):
+        path.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", small], check=False).returncode:
+        pytest.skip("needs CAP_SYS_ADMIN, to mount")
+    try:
+        board = Scoreboard([small, roomy], Control())
+        (seat,) = seats(board, 1)
+        seat.publish(state(1, 0, 1))
+        seat.publish(state(2, 0, 1) | {"more": "x" * 200_000})
+        assert shown(board)["rules"][0]["total"] == 2
+        assert [path.name for path in (small / board.folder.name).iterdir()] == []
+        seat.publish(state(3, 0, 1) | {"more": "x" * 40_000})
+        seat.publish(state(3, 0, 1) | {"more": "x" * 40_000})  # there is no room for both
+        assert [path.name for path in (small / board.folder.name).iterdir()] == ["1.status"]
+        assert shown(board)["rules"][0]["total"] == 3
+        board.remove()
+        os.close(board._folders[0]._held)
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+def test_folders_whose_processes_are_gone_are_removed_by_the_next_one(tmp_path: Path) -> None:
+    """By a lock that goes with the last process that has inherited it, and not by age."""
+    board = Scoreboard([tmp_path], Control())
+    board.keep()
+    board.write("1.status", state())
+    os.utime(board.folder, (0, 0))
+    (tmp_path / "link").symlink_to(board.folder)
+    with forked() as worker:
+        os.close(board._folders[0]._held)  # as when the master is killed
+        remove_unheld(tmp_path, "*")
+        assert worker.pid
+        assert board.folder.exists()
+    remove_unheld(tmp_path, "link")
+    assert board.folder.exists()
+    remove_unheld(tmp_path, "*")
+    assert not board.folder.exists()

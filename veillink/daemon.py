@@ -3,7 +3,6 @@
 Rule: what must not happen twice at a time, the main greenlet does.
 """
 
-import contextlib
 import gc
 import os
 import socket
@@ -18,15 +17,17 @@ import gevent
 
 from . import __version__
 from .cells import printable
+from .claims import Claims
+from .control import State
 from .inbox import CUT, DUMP, LEAD, READ, RELOAD, SIGNALS, STOP, WORKER_SIGNALS, Inbox
 from .limits import Descriptors
 from .log import Log
-from .model import Address, RuleSet, Settings
-from .net import error_name, raise_fd_limit
+from .model import Address, RuleOptions, RuleSet, Settings
+from .net import error_name, listen, raise_fd_limit
 from .report import FleetReport, Report
 from .rows import Notice, Problem
 from .rules_watch import RulesWatch
-from .scoreboard import Seat, State
+from .scoreboard import Seat
 from .server import Server
 from .systemd import Manager, inherited, remove_pid, write_pid
 
@@ -62,11 +63,17 @@ def run(settings: Settings, log: Log) -> int:
         The exit code: 0 stopped and drained, 1 nothing could be started or the drain was cut short.
     """
     inbox = Inbox(SIGNALS)
-    process = _Process(settings, log, Manager(os.environ), inherited(os.environ), None)
+    process = _Process(settings, log, Manager(os.environ), inherited(os.environ))
     return 0 if process.live(inbox, (STOP,)) is Outcome.DRAINED else 1
 
 
-def work(settings: Settings, log: Log, seat: Seat, listening: Mapping[Address, socket.socket]) -> Outcome:
+def work(
+    settings: Settings,
+    log: Log,
+    seat: Seat,
+    listening: Mapping[Address, socket.socket],
+    claims: Claims | None,
+) -> Outcome:
     """Be one of several processes until the master says stop.
 
     Args:
@@ -74,9 +81,11 @@ def work(settings: Settings, log: Log, seat: Seat, listening: Mapping[Address, s
         log: of this one.
         seat: among them.
         listening: sockets that the master was handed over.
+        claims: where the others listen, if that has to be known.
     """
     inbox = Inbox(WORKER_SIGNALS)
-    return _Process(replace(settings, pidfile=""), log, Manager({}), listening, seat).live(inbox, (CUT,))
+    process = _Process(replace(settings, pidfile=""), log, Manager({}), listening, seat, claims)
+    return process.live(inbox, (CUT,))
 
 
 class _Process:
@@ -88,6 +97,7 @@ class _Process:
         manager: is told what it does.
         listening: sockets that were handed over to it.
         seat: among the others, or ``None`` when it is alone.
+        claims: where the others listen.
     """
 
     def __init__(
@@ -96,18 +106,26 @@ class _Process:
         log: Log,
         manager: Manager,
         listening: Mapping[Address, socket.socket],
-        seat: Seat | None,
+        seat: Seat | None = None,
+        claims: Claims | None = None,
     ) -> None:
         self._settings = settings
         self._log = log
         self._manager = manager
         self._seat = seat
+        self._claims = claims
         self._file = RulesWatch(settings.config, settings.defaults, watch=settings.watch, say=self._say)
         self._descriptors = Descriptors(
             raise_fd_limit(), splice=settings.relay != "copy", watched=settings.admin is not None
         )
         self._server = Server(
-            log, settings.config, self._descriptors, settings.max_connections, listening, seat.number if seat else 0
+            log,
+            settings.config,
+            self._descriptors,
+            settings.max_connections,
+            listening,
+            seat.number if seat else 0,
+            claims,
         )
         self._report = Report(settings.config, self._server, self._descriptors, log)
         self._shown: Report | FleetReport = self._report
@@ -252,16 +270,15 @@ class _Process:
     def _take_part_forever(self, seat: Seat, inbox: Inbox) -> None:
         while self._report.phase in ("starting", "running"):
             leads_now = self._take_part(seat)
-            waits = seat.leads and self._settings.admin is not None and self._admin is None
+            waits = seat.control.leads and self._settings.admin is not None and self._admin is None
             if leads_now or waits:
                 inbox.leave(LEAD)
             gevent.sleep(_LOOK)
 
     def _take_part(self, seat: Seat) -> bool:
         """Heed what the master says; return whether this worker has just come to lead."""
-        with contextlib.suppress(OSError):  # no descriptor is left: the next time
-            self._server.share(seat.board.fleet.workers)
-        return seat.lead()
+        self._server.share(seat.control.fleet.workers)
+        return seat.control.lead()
 
     def _lead(self) -> None:
         """Do what only one of the workers may do, since the one that did it has gone."""
@@ -273,9 +290,9 @@ class _Process:
 
     def _step_aside(self, seat: Seat) -> None:
         """Leave to the others what they can go on with."""
-        if self._admin is not None and not seat.board.fleet.draining:
+        if self._admin is not None and not seat.control.fleet.draining:
             self._admin.close()
-        seat.resign()
+        seat.control.resign()
 
     def _enter(self, phase: str) -> None:
         self._report.phase = phase
@@ -285,10 +302,7 @@ class _Process:
         if isinstance(self._shown, FleetReport):
             self._shown.publish()
         if self._seat is not None:
-            try:
-                self._seat.enter(State(self._report.phase, self._report.reads))
-            except OSError as error:
-                self._log.error(f"cannot tell the master how far this worker is: {error.strerror}")
+            self._seat.enter(State(self._report.phase, self._report.reads))
 
     def _may_wait(self, rules: RuleSet) -> bool:
         """Return whether it is no fault that nothing listens here: other workers have the UNIX sockets, or had them."""
@@ -301,7 +315,7 @@ class _Process:
     def _open_window(self) -> str:
         """Begin to show the state, where asked; return why not, if it cannot be done."""
         window = self._settings.admin
-        if window is None or (window.is_unix and self._seat is not None and not self._seat.leads):
+        if window is None or (window.is_unix and self._seat is not None and not self._seat.control.leads):
             return ""
         from .admin import Admin, Sources  # 6 MiB that forwarding does not need
         from .webserver import listen_at_all
@@ -309,7 +323,7 @@ class _Process:
         shown = self._shown
         sources = Sources(shown.status, shown.connections, shown.obstacle)
         try:
-            socks = listen_at_all(window.addresses, shared=self._seat is not None)
+            socks = listen_at_all(window.addresses, self._listen)
         except OSError as error:
             if self._seat is not None and window.is_unix:
                 return ""  # the program before this one has not let go yet: it is tried again
@@ -318,9 +332,14 @@ class _Process:
         self._say("info", "showing the state", admin=window.shown)
         return ""
 
+    def _listen(self, address: Address, options: RuleOptions) -> socket.socket:
+        if self._claims is not None:
+            return self._claims.listen(address, options)
+        return listen(address, options, shared=self._seat is not None)
+
     def _say(self, level: str, message: str, **fields: object) -> None:
         """Tell what all workers would tell: one of them does."""
-        leads = self._seat is None or self._seat.leads
+        leads = self._seat is None or self._seat.control.leads
         getattr(self._log, level if leads else "debug")(message, **fields)
 
     def _tell(self, problems: tuple[Problem, ...], notices: tuple[Notice, ...]) -> None:

@@ -20,14 +20,15 @@ from gunicorn.arbiter import Arbiter
 from gunicorn.errors import HaltServer
 
 from . import __version__
+from .control import Fleet
 from .daemon import LONGEST_CUT, Outcome
 from .journal import Journal, MasterLog
 from .model import Address, Settings
 from .net import is_shared, raise_fd_limit
 from .rules_file import read_rules
-from .scoreboard import Fleet, Scoreboard
+from .scoreboard import Scoreboard
 from .systemd import Manager, inherited, remove_pid, write_pid
-from .workers import Forwarder, Worker, child_exit, nworkers_changed, on_exit, on_starting, pre_fork, tell
+from .workers import Forwarder, Worker, child_exit, nworkers_changed, on_exit, on_starting, pre_exec, pre_fork
 
 _LOOK: Final = 0.05  # seconds, while workers are waited for
 _RELOAD_TIME: Final = 30.0  # after which a reload counts as done, whoever has not answered
@@ -58,9 +59,8 @@ def run_workers(settings: Settings) -> int:
             return 1
         try:
             board = Scoreboard.make()
-            board.tell(Fleet(settings.workers))
         except OSError as error:
-            journal.say("error", f"not started: workers need a place for temporary files: {error.strerror}")
+            journal.say("error", f"not started: workers cannot share memory (memfd_create): {error.strerror}")
             return 1
         fleet = _Application(settings, board)
         for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS"):
@@ -106,7 +106,6 @@ class _Application(BaseApplication):
             "workers": self._settings.workers,
             "timeout": math.ceil(self._settings.worker_timeout),
             "graceful_timeout": math.ceil(drain),
-            "worker_tmp_dir": str(self._board.folder),
             "pre_fork": pre_fork,
             "pre_exec": _Master.hand_over,
             "child_exit": _Master.worker_ended,
@@ -168,8 +167,7 @@ class _Master(Arbiter):
         self._journal.flush()
         if self._manager.watchdog:
             self._manager.alive()
-        with contextlib.suppress(OSError):
-            self.veillink_board.keep()
+        self.veillink_board.keep()
         if self._ready and not self._reading:
             return
         running = self._running()
@@ -201,7 +199,8 @@ class _Master(Arbiter):
 
     def _running(self) -> dict[int, int]:
         """Return how often each of them has read the rules' file, by its number, of those that run."""
-        states = {age: self.veillink_board.state(age) for age in self._staying().values()}
+        staying: list[Any] = [worker for worker in self.WORKERS.values() if worker.age not in self._leaving]
+        states = {worker.age: worker.tmp.state for worker in staying}
         return {age: state.reads for age, state in states.items() if state.phase == "running"}
 
     def manage_workers(self) -> None:
@@ -218,7 +217,6 @@ class _Master(Arbiter):
         """Start a worker, or try again later."""
         own = os.getpid()
         try:
-            self.veillink_board.keep()
             return super().spawn_worker()
         except (OSError, RuntimeError) as error:
             if os.getpid() != own:
@@ -229,7 +227,7 @@ class _Master(Arbiter):
 
     def worker_ended(self, worker: Worker) -> None:
         """Keep its account, and start no other one in its place at once when it could not start."""
-        phase = self.veillink_board.state(worker.age).phase
+        phase = worker.tmp.state.phase
         if phase == "starting":
             self._not_before = time.monotonic() + _START_PAUSE
         self._leaving.discard(worker.age)
@@ -259,6 +257,7 @@ class _Master(Arbiter):
 
     def hand_over(self) -> None:
         """Leave to the new program what this one was handed over, as if it had come from the service manager."""
+        pre_exec(self)
         for sock in self.listening.values():
             sock.set_inheritable(True)
         for name in ("LISTEN_PID", "WATCHDOG_PID"):
@@ -298,7 +297,7 @@ class _Master(Arbiter):
             if self.reexec_pid:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(self.reexec_pid, signal.SIGTERM)
-            tell(self, Fleet(self.num_workers, draining=True))
+            self.veillink_board.control.tell(Fleet(self.num_workers, draining=True))
             self._manager.stopping("draining", self._settings.drain_timeout + LONGEST_CUT)
         self._end_workers(signal.SIGTERM if graceful else signal.SIGQUIT)
 

@@ -98,37 +98,10 @@ def listen(address: Address, options: RuleOptions, *, shared: bool = False) -> s
     """
     if address.is_unix:
         return UnixListener(address.path, options.socket_mode)
-    if address.host:
-        return _listen(address, options.keepalive, dual=False, shared=shared)
-    try:
-        return _listen(Address("::", address.port), options.keepalive, dual=True, shared=shared)
-    except OSError as error:
-        if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
-            raise
-        everywhere = Address("0.0.0.0", address.port)  # on a host without IPv6
-        return _listen(everywhere, options.keepalive, dual=False, shared=shared)
-
-
-def is_shared(address: Address) -> bool:
-    """Return whether another process of this user listens there and would share its clients with whoever joins it."""
-    if address.is_unix:
-        return False
-    dual = not address.host
-    address = address if address.host else Address("::", address.port)
-    try:
-        _bind(address, dual=dual, shared=False).close()
-    except OSError:
-        with contextlib.suppress(OSError):
-            _bind(address, dual=dual, shared=True).close()
-            return True
-    return False
-
-
-def _listen(address: Address, keepalive: float, *, dual: bool, shared: bool) -> socket.socket:
-    sock = _bind(address, dual=dual, shared=shared)
+    sock = _bind(address, shared=shared)
     try:
         sock.setblocking(False)
-        _set_inherited(sock, keepalive)
+        _set_inherited(sock, options.keepalive)
         sock.listen(BACKLOG)
     except BaseException:
         sock.close()
@@ -136,7 +109,32 @@ def _listen(address: Address, keepalive: float, *, dual: bool, shared: bool) -> 
     return sock
 
 
-def _bind(address: Address, *, dual: bool, shared: bool) -> socket.socket:
+def is_shared(address: Address) -> bool:
+    """Return whether another process of this user listens there and would share its clients with whoever joins it."""
+    if address.is_unix:
+        return False
+    try:
+        _bind(address, shared=False).close()
+    except OSError:
+        with contextlib.suppress(OSError):
+            _bind(address, shared=True).close()
+            return True
+    return False
+
+
+def _bind(address: Address, *, shared: bool) -> socket.socket:
+    """Return a socket that is bound to an address; one without a host has both families, or IPv4 without IPv6."""
+    if address.host:
+        return _bind_to(address, dual=False, shared=shared)
+    try:
+        return _bind_to(Address("::", address.port), dual=True, shared=shared)
+    except OSError as error:
+        if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+            raise
+        return _bind_to(Address("0.0.0.0", address.port), dual=False, shared=shared)
+
+
+def _bind_to(address: Address, *, dual: bool, shared: bool) -> socket.socket:
     family, where = numeric(address)
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:

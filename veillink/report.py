@@ -7,7 +7,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import gevent
 from gevent.hub import get_hub
@@ -30,6 +30,8 @@ _PUBLISH: Final = 0.5
 # How long to wait for other workers to tell their connections, and how old these may be, in seconds.
 _TELLING: Final = 1.5
 _FRESH: Final = 1.0
+
+_T = TypeVar("_T")
 
 
 class Shown(Protocol):
@@ -195,6 +197,34 @@ def _process() -> dict[str, float]:
     return of_process()
 
 
+def _failure(do: Callable[[Any], None], what: object) -> str:
+    """Do something in a thread, and return why it failed; the loop would print a traceback of what a thread raises."""
+    try:
+        do(what)
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
+def _aside(ask: Callable[..., _T], *what: object) -> _T:
+    """Return what is found in a thread.
+
+    Raises:
+        OSError: no descriptor is left.
+    """
+
+    def answer() -> _T | OSError:
+        try:
+            return ask(*what)
+        except OSError as error:
+            return error
+
+    found: _T | OSError = get_hub().threadpool.apply(answer)
+    if isinstance(found, OSError):
+        raise found
+    return found
+
+
 class FleetReport:
     """What all workers show, from any of them.
 
@@ -212,6 +242,7 @@ class FleetReport:
         self._seat = seat
         self._log = log
         self._turn = BoundedSemaphore(1)
+        self._hidden = False
 
     def publish(self) -> None:
         """Show the others the state of this worker; one at a time, so that an older one never replaces a newer."""
@@ -232,14 +263,14 @@ class FleetReport:
             gevent.sleep(_PUBLISH)
 
     def _aside(self, publish: Callable[[Any], None], what: object) -> None:
-        try:
-            get_hub().threadpool.apply(publish, (what,))
-        except OSError as error:
-            self._log.limited("cannot share the state with other workers", str(self._seat.board.folder), reason=error)
+        reason = get_hub().threadpool.apply(_failure, (publish, what))
+        if reason and not self._hidden:  # said once, and not twice a second
+            self._log.limited("the other workers cannot show this one", reason, reason=reason)
+        self._hidden = bool(reason)
 
     def status(self) -> dict[str, Any]:
         """Return the state of all workers as if they were one, or of this one when what they share is gone."""
-        status: dict[str, Any] | None = get_hub().threadpool.apply(self._seat.board.status)
+        status: dict[str, Any] | None = _aside(self._seat.board.status)
         return status or self._report.status()
 
     def connections(self) -> list[dict[str, Any]]:
@@ -248,11 +279,11 @@ class FleetReport:
         board.ask_for_connections()
         now = time.monotonic()
         while time.monotonic() < now + _TELLING:
-            found: list[dict[str, Any]] | None = get_hub().threadpool.apply(board.connections, (now - _FRESH,))
+            found: list[dict[str, Any]] | None = _aside(board.connections, now - _FRESH)
             if found is not None:
                 return found
             gevent.sleep(_PUBLISH / 8)
-        return board.connections(0.0) or []
+        return _aside(board.connections, 0.0) or []
 
     def obstacle(self) -> str:
         """Return why no more clients should be sent here, or nothing."""

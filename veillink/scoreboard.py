@@ -1,152 +1,111 @@
-"""Share each worker's state with its siblings, through files in a folder of their own.
+"""Show each worker's state to its siblings, through files in a folder of their own.
 
-Rule: without locks. A file has one writer and is replaced whole; who reads sees the last whole one. What the dead have
-counted is kept. The files are in Python's own format: 3,000 rules are written in 2.5 ms, as JSON in 20 ms.
+Rule: nothing is decided here, and without the folder everything runs, and less is shown. A file has one writer and is
+replaced whole; who reads sees the last whole one. What the dead have counted is kept. The files are in Python's own
+format: 3,000 rules are written in 2.5 ms, as JSON in 20 ms.
 """
 
 import contextlib
-import errno
-import fcntl
 import marshal
 import os
-import shutil
+import secrets
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from .control import Control, Slot, State
+from .folder import Folder, remove_unheld
 from .merge import bury, merge
 
 # Files there are memory; a disk under load would hold up who writes to it.
 _MEMORY: Final = Path("/dev/shm")  # noqa: S108 - the folder made there is our own
-_STATE: Final = ".state"
+_NAME: Final = "veillink-fleet-"
+_BURIED: Final = "buried"
+_ASK: Final = "asked"
 _STATUS: Final = ".status"
 _CONNECTIONS: Final = ".connections"
 # For so many seconds after somebody has asked for live connections, all workers tell them.
 _ASKED: Final = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class Fleet:
-    """What the master says of all.
-
-    Args:
-        workers: how many there are to be.
-        draining: whether all of them stop.
-    """
-
-    workers: int
-    draining: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """What a worker says to the master.
-
-    Args:
-        phase: ``starting``, ``running``, ``draining``, or how it has ended.
-        reads: how often it has read the rules' file.
-    """
-
-    phase: str
-    reads: int = 0
-
-
 class Scoreboard:
-    """The folder.
+    """The folder, and another one for when the first has no room.
 
     Args:
-        folder: where it is.
+        homes: where to make it, the best place first.
+        control: what the workers have in common.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._one_has_served = False
-        self._told = Fleet(1)
+    def __init__(self, homes: Sequence[Path], control: Control) -> None:
+        name = f"{_NAME}{secrets.token_hex(8)}"
+        self.control = control
+        self._folders = [Folder(home / name) for home in homes]
+        self._buried = b""
 
     @classmethod
     def make(cls) -> "Scoreboard":
-        """Make one, for a master and the workers that it will start.
+        """Make one, for a master and the workers that it will start, and remove those that nobody has any more.
 
         Raises:
-            OSError: there is no place for temporary files.
+            OSError: no descriptor is left.
         """
-        home = _MEMORY if os.access(_MEMORY, os.W_OK | os.X_OK) else None
-        return cls(Path(tempfile.mkdtemp(prefix="veillink-", dir=home)))
+        homes = [_MEMORY] if _MEMORY.is_dir() else []
+        with contextlib.suppress(OSError):  # no place for temporary files
+            homes.append(Path(tempfile.gettempdir()))
+        board = cls(homes, Control())
+        for home in homes:
+            remove_unheld(home, f"{_NAME}*")
+        board.keep()
+        return board
+
+    @property
+    def folder(self) -> Path:
+        """The first one."""
+        return self._folders[0].path if self._folders else Path(os.devnull)
 
     def keep(self) -> None:
-        """Make the folder again when somebody has removed it, as systemd-logind does (RemoveIPC in logind.conf(5)).
-
-        Raises:
-            OSError: it is somebody else's, or there is no place for it.
-        """
-        try:
-            self.folder.mkdir(mode=0o700)
-        except FileExistsError:
-            if self.folder.stat().st_uid != os.geteuid():
-                raise PermissionError(errno.EPERM, f"{self.folder} is somebody else's") from None
-        else:
-            self.tell(self._told)
+        """Make a folder again when somebody has removed it, as systemd-logind does, with what the dead have left."""
+        for folder in self._folders:
+            with contextlib.suppress(OSError):
+                folder.keep()
+                if self._buried and not self._read(_BURIED):
+                    self._write(_BURIED, self._buried)
+                return
 
     def remove(self) -> None:
         """Remove it, with all that is in it."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    @property
-    def fleet(self) -> Fleet:
-        """What the master has said last."""
-        said = _read(self.folder / "fleet")
-        return Fleet(**_loaded(said)) if said else Fleet(1)
-
-    def tell(self, fleet: Fleet) -> None:
-        """Say something as the master.
-
-        Raises:
-            OSError: there is no place for it.
-        """
-        self._told = fleet
-        _write(self.folder / "fleet", marshal.dumps(asdict(fleet)))
-
-    @property
-    def has_served(self) -> bool:
-        """Whether any worker has ever got as far as running, as the master knows it."""
-        numbers = (int(path.stem) for path in self._of_workers(_STATE))
-        return self._one_has_served or any(self.state(number).phase != "starting" for number in numbers)
-
-    def state(self, number: int) -> State:
-        """Return what a worker has said last, if it can be known."""
-        try:
-            said = _read(self.folder / f"{number}{_STATE}")
-        except OSError:  # no descriptor is left
-            said = b""
-        return State(**_loaded(said)) if said else State("starting")
+        for folder in self._folders:
+            folder.remove()
 
     def read(self) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
         """Return the state of each worker, and what the dead have left, at one and the same time."""
         while True:
-            buried = _read(self.folder / "buried")
-            gone = _loaded(buried) if buried else {"last": None, "remains": None}
+            buried = self._read(_BURIED)
+            gone = _loaded(buried) or {"last": None, "remains": None}
             last = gone["last"]  # its own file is there for a moment longer
-            found = [_read(path) for path in self._of_workers(_STATUS) if path.stem != last]
-            if _read(self.folder / "buried") == buried:
-                return [_loaded(status) for status in found if status], gone["remains"]
+            found = [_loaded(self._read(f"{worker}{_STATUS}")) for worker in self._workers() if worker != last]
+            if self._read(_BURIED) == buried:
+                return [status for status in found if status], gone["remains"]
 
     def bury(self, number: int) -> None:
         """Keep what a worker that is no more has counted; for the master alone.
 
         Raises:
-            OSError: there is no place for it.
+            OSError: there is no place for it; it is tried again by ``keep``.
         """
-        self._one_has_served = self.has_served
-        file = self.folder / f"{number}{_STATUS}"
-        said = _read(file)
-        if said:
-            buried = _read(self.folder / "buried")
-            remains = bury(_loaded(said), _loaded(buried)["remains"] if buried else None)
-            _write(self.folder / "buried", marshal.dumps({"last": str(number), "remains": remains}))
-        for suffix in (_STATUS, _CONNECTIONS, _STATE):
-            (self.folder / f"{number}{suffix}").unlink(missing_ok=True)
+        status = _loaded(self._read(f"{number}{_STATUS}"))
+        try:
+            if status:
+                before = _loaded(self._buried) or {"remains": None}
+                remains = bury(status, before["remains"])
+                self._buried = marshal.dumps({"last": str(number), "remains": remains})
+                self._write(_BURIED, self._buried)
+        finally:
+            for suffix in (_STATUS, _CONNECTIONS):
+                for folder in self._folders:
+                    folder.unlink(f"{number}{suffix}")
 
     def status(self) -> dict[str, Any] | None:
         """Return the state of all workers as if they were one, and under ``workers`` who they are, if any shows it."""
@@ -165,20 +124,17 @@ class Scoreboard:
             }
             for each in live
         ]
-        phase = "draining" if self.fleet.draining else live[0]["phase"]
+        phase = "draining" if self.control.fleet.draining else live[0]["phase"]
         return merge(live, gone) | {"phase": phase, "workers": workers}
 
     def ask_for_connections(self) -> None:
         """Have every worker tell its live connections from now on."""
         with contextlib.suppress(OSError):
-            (self.folder / "asked").touch()
+            self._write(_ASK, b"")
 
     def is_asked_for_connections(self) -> bool:
         """Return whether somebody wants to know them."""
-        try:
-            return time.time() - (self.folder / "asked").stat().st_mtime < _ASKED
-        except OSError:
-            return False
+        return any(time.time() - folder.changed(_ASK) < _ASKED for folder in self._folders)
 
     def connections(self, since: float) -> list[dict[str, Any]] | None:
         """Return the live connections of all workers, or ``None`` while one has not told them since then.
@@ -186,82 +142,84 @@ class Scoreboard:
         Args:
             since: monotonic seconds.
         """
-        workers = [path.stem for path in self._of_workers(_STATUS)]
-        found = [_read(self.folder / f"{worker}{_CONNECTIONS}") for worker in workers]
+        found = [self._read(f"{worker}{_CONNECTIONS}") for worker in self._workers()]
         nothing: dict[str, Any] = {"published": 0.0, "connections": []}
-        told = [_loaded(part) if part else nothing for part in found]
+        told = [_loaded(part) or nothing for part in found]
         if any(each["published"] < since for each in told):
             return None
         return [connection for each in told for connection in each["connections"]]
 
-    def _of_workers(self, suffix: str) -> list[Path]:
-        return sorted(self.folder.glob(f"[0-9]*{suffix}"), key=lambda path: int(path.stem))
+    def write(self, name: str, value: dict[str, Any]) -> None:
+        """Replace a file.
+
+        Raises:
+            OSError: there is no place for it.
+        """
+        self._write(name, marshal.dumps(value))
+
+    def _workers(self) -> list[str]:
+        names = {name.removesuffix(_STATUS) for folder in self._folders for name in folder.names()}
+        return sorted((name for name in names if name.isdigit()), key=int)
+
+    def _read(self, name: str) -> bytes:
+        return next((data for folder in self._folders if (data := folder.read(name))), b"")
+
+    def _write(self, name: str, data: bytes) -> None:
+        """Write it to the first folder that has room; those before it, which are read first, then have none of it."""
+        failure = OSError("there is no folder for it")
+        for folder in self._folders:
+            try:
+                folder.write(name, data)
+            except OSError as error:
+                failure = error
+            else:
+                return
+        raise failure
 
 
 class Seat:
-    """A worker's place at the scoreboard.
+    """A worker's place among the others.
 
     Args:
         board: of its fleet.
+        slot: where its master looks.
         number: of the worker; none has it again.
     """
 
-    def __init__(self, board: Scoreboard, number: int) -> None:
+    def __init__(self, board: Scoreboard, slot: Slot, number: int) -> None:
         self.board = board
+        self.control = board.control
         self.number = number
-        self.leads = False
-        """Whether it does what only one may do."""
-        self._lock = os.open(board.folder / "lead", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-
-    def lead(self) -> bool:
-        """Try to become the one that leads; return whether it now is, and was not before.
-
-        The kernel gives the lead back when the process ends, however it ends (fcntl(2), advisory record locking).
-        """
-        if self.leads:
-            return False
-        try:
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        self.leads = True
-        return True
-
-    def resign(self) -> None:
-        """Let somebody else lead."""
-        self.leads = False
-        fcntl.lockf(self._lock, fcntl.LOCK_UN)
+        self._slot = slot
 
     def enter(self, state: State) -> None:
         """Tell the master how far this worker is."""
-        self._write(_STATE, asdict(state))
+        self._slot.enter(state)
+        if state.phase == "running":
+            self.control.note_service()
 
     def publish(self, status: dict[str, Any]) -> None:
-        """Show the worker's state, as ``Report.status`` returns it."""
+        """Show the worker's state, as ``Report.status`` returns it.
+
+        Raises:
+            OSError: there is no place for it.
+        """
         own = {"worker": self.number, "pid": os.getpid(), "published": time.monotonic()}
-        self._write(_STATUS, status | own)
+        self.board.write(f"{self.number}{_STATUS}", status | own)
 
     def publish_connections(self, connections: list[dict[str, Any]]) -> None:
-        """Show its live connections."""
-        self._write(_CONNECTIONS, {"published": time.monotonic(), "connections": connections})
+        """Show its live connections.
 
-    def _write(self, suffix: str, value: dict[str, Any]) -> None:
-        with contextlib.suppress(FileNotFoundError):  # the master has been killed, and the folder is gone with it
-            _write(self.board.folder / f"{self.number}{suffix}", marshal.dumps(value))
+        Raises:
+            OSError: there is no place for it.
+        """
+        told = {"published": time.monotonic(), "connections": connections}
+        self.board.write(f"{self.number}{_CONNECTIONS}", told)
 
 
 def _loaded(data: bytes) -> Any:
-    return marshal.loads(data)  # noqa: S302 - the folder is ours alone
-
-
-def _read(path: Path) -> bytes:
+    """Return what was written, or ``None`` when it is nothing, or cannot be read."""
     try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return b""
-
-
-def _write(path: Path, data: bytes) -> None:
-    fresh = path.with_name(f"{path.name}.new")
-    fresh.write_bytes(data)
-    fresh.replace(path)
+        return marshal.loads(data)  # noqa: S302 - the folder is ours alone
+    except (EOFError, ValueError, TypeError):
+        return None

@@ -16,6 +16,7 @@ import gevent
 from gevent.event import Event
 from gevent.lock import BoundedSemaphore
 
+from .claims import Claims
 from .ledger import Ledger
 from .limits import Descriptors, Gate
 from .listener import Entrance, Listener
@@ -62,6 +63,7 @@ class Server:
         max_connections: the most connections at a time; 0 for as many as the descriptors allow.
         inherited: listening sockets that are there already.
         worker: the process's number among several that listen at the same addresses; 0: it is alone.
+        claims: where the others of these listen, so that nobody else's clients are shared.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Server:
         max_connections: int,
         inherited: Mapping[Address, socket.socket] = _NONE,
         worker: int = 0,
+        claims: Claims | None = None,
     ) -> None:
         self.gate = Gate()
         self.ledger = Ledger(worker * _NUMBERS)
@@ -84,6 +87,7 @@ class Server:
         self._max_connections = max_connections
         self._inherited = inherited
         self._shared = worker > 0
+        self._claims = claims
         self._workers = 1
         self.leads = worker == 0
         self._names = Names(log, descriptors.lookups)
@@ -241,7 +245,11 @@ class Server:
 
     def _listen(self, address: Address, options: RuleOptions) -> socket.socket:
         given = self._inherited.get(address)
-        return listen(address, options, shared=self._shared) if given is None else take_over(given, options.keepalive)
+        if given is not None:
+            return take_over(given, options.keepalive)
+        if self._claims is not None:
+            return self._claims.listen(address, options)
+        return listen(address, options, shared=self._shared)
 
     def _hand_over(self, listener: Listener, entrance: Entrance) -> None:
         if listener.entrance == entrance:

@@ -19,7 +19,6 @@ from gevent.pywsgi import WSGIHandler, WSGIServer
 
 from .log import Log
 from .model import Address, RuleOptions
-from .net import listen
 
 # From accept to the whole head of the request, and to the last byte of the answer, in seconds, whoever dawdles.
 _HEAD: Final = 3.0
@@ -29,14 +28,16 @@ _ABSOLUTE: Final = re.compile(r"https?://([^/?#]+)", re.IGNORECASE)
 _WITHOUT_HOST: Final = ("HTTP/0.9", "HTTP/1.0")
 
 
-def listen_at_all(addresses: Iterable[Address], *, shared: bool) -> list[socket.socket]:
+def listen_at_all(
+    addresses: Iterable[Address], listen: Callable[[Address, RuleOptions], socket.socket]
+) -> list[socket.socket]:
     """Return a listening socket for each address of a name, but those that this host does not have.
 
     ``/etc/hosts`` calls ``::1`` localhost also where IPv6 is switched off.
 
     Args:
         addresses: all that the name has.
-        shared: as ``listen`` has it.
+        listen: opens one of them; raises ``OSError``.
 
     Raises:
         OSError: one of them cannot be had for another reason, or the host has none of them.
@@ -45,7 +46,7 @@ def listen_at_all(addresses: Iterable[Address], *, shared: bool) -> list[socket.
     try:
         for address in addresses:
             try:
-                socks.append(listen(address, RuleOptions(), shared=shared))
+                socks.append(listen(address, RuleOptions()))
             except OSError as error:
                 if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
                     raise

@@ -13,19 +13,24 @@ from typing import Any, Final
 
 import gevent
 from gunicorn.arbiter import Arbiter
-from gunicorn.workers.base import Worker as GunicornWorker
+from gunicorn.workers import base
 
+from .claims import Claims
+from .control import Fleet, Slot
 from .daemon import Outcome, work
 from .log import opened
 from .model import Address, Settings
 from .options import from_environment
-from .scoreboard import Fleet, Scoreboard, Seat
+from .scoreboard import Scoreboard, Seat
 
 # Not for workers, but sent to all of a terminal's or a container's processes.
 _FOR_THE_MASTER: Final = (signal.SIGINT, signal.SIGUSR2, signal.SIGWINCH, signal.SIGTTIN, signal.SIGTTOU)
 # A worker that is about to start has nothing to reload or to show.
 _TOO_EARLY: Final = (signal.SIGHUP, signal.SIGUSR1)
 _BEAT: Final = 1.0  # seconds from one sign of life to the next
+
+# gunicorn's own sign of life is a file in a folder that may be full or gone.
+base.WorkerTmp = Slot  # type: ignore[assignment, attr-defined]
 
 
 class Forwarder:
@@ -48,11 +53,14 @@ app: Final = Forwarder(from_environment)
 """For ``gunicorn veillink.workers:app``."""
 
 
-class Worker(GunicornWorker):
+class Worker(base.Worker):
     """One of the processes."""
 
+    tmp: Any
     board: Scoreboard
     """Set before it is forked."""
+    claims: Claims | None = None
+    """The addresses that its siblings listen at, where it has to know."""
     is_first = True
     """Whether none before it has ever run."""
     listening: Mapping[Address, socket.socket] = {}
@@ -73,9 +81,9 @@ class Worker(GunicornWorker):
         faulthandler.enable()  # the master ends one that hangs with SIGABRT: this tells where it hung
         gevent.spawn(self._beat_forever)
         forwarder: Any = self.wsgi
-        settings, seat = forwarder.settings(), Seat(self.board, self.age)
+        settings, seat = forwarder.settings(), Seat(self.board, self.tmp, self.age)
         with opened(settings, {"worker": seat.number}) as log:
-            outcome = work(settings, log, seat, self.listening)
+            outcome = work(settings, log, seat, self.listening, self.claims)
         if os.getppid() != self.ppid:
             self.board.remove()
         if outcome is Outcome.NOT_STARTED and self.is_first:
@@ -101,8 +109,8 @@ def on_starting(arbiter: Any) -> None:
 def pre_fork(arbiter: Any, worker: Worker) -> None:
     """Give a worker its scoreboard."""
     worker.board = board_of(arbiter)
-    worker.board.keep()
-    worker.is_first = not worker.board.has_served
+    worker.claims = claims_of(arbiter)
+    worker.is_first = not worker.board.control.has_served
     worker.listening = getattr(arbiter, "listening", {})
 
 
@@ -111,12 +119,12 @@ def child_exit(arbiter: Any, worker: Worker) -> None:
     try:
         board_of(arbiter).bury(worker.age)
     except OSError as error:
-        arbiter.log.error("what worker %s has counted is lost: %s", worker.age, error)
+        arbiter.log.error("what worker %s has counted is not shown: %s", worker.age, error.strerror)
 
 
 def nworkers_changed(arbiter: Any, count: int, _: int | None) -> None:
     """Tell the workers among how many the limits are divided."""
-    tell(arbiter, Fleet(count))
+    board_of(arbiter).control.tell(Fleet(count))
 
 
 def on_exit(arbiter: Any) -> None:
@@ -124,13 +132,11 @@ def on_exit(arbiter: Any) -> None:
     board_of(arbiter).remove()
 
 
-def tell(arbiter: Any, fleet: Fleet) -> None:
-    """Tell the workers what has changed; when it cannot be told, they go on as they are."""
-    try:
-        board_of(arbiter).keep()
-        board_of(arbiter).tell(fleet)
-    except OSError as error:
-        arbiter.log.error("workers cannot be told of %s: %s", fleet, error)
+def pre_exec(arbiter: Any) -> None:
+    """Leave to the program that takes this one's place what it has to know of where this one's workers listen."""
+    claims = claims_of(arbiter)
+    if claims is not None:
+        arbiter.cfg.env_orig.update(claims.hand_over())
 
 
 def board_of(arbiter: Any) -> Scoreboard:
@@ -139,3 +145,11 @@ def board_of(arbiter: Any) -> Scoreboard:
         arbiter.veillink_board = Scoreboard.make()
     board: Scoreboard = arbiter.veillink_board
     return board
+
+
+def claims_of(arbiter: Any) -> Claims | None:
+    """Return the addresses that an arbiter's workers listen at."""
+    if not hasattr(arbiter, "veillink_claims"):
+        arbiter.veillink_claims = Claims.of(os.environ)
+    claims: Claims | None = arbiter.veillink_claims
+    return claims

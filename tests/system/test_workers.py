@@ -322,25 +322,80 @@ def test_a_master_without_descriptors_goes_on_when_it_has_some_again(fleet: Floc
 def test_workers_do_without_what_they_share_when_somebody_removes_it(
     fleet: Flock, backend: Serve, window: Window
 ) -> None:
-    before = boards()
-    flock = fleet(f"{HOST}:{{port}},{HOST},{backend(echo).port},name=web\n", window.option)
-    (board,) = set(boards()) - set(before)
-    flock.veillink.first_fds += 1  # of the third worker
+    """None of what decides is in that folder: how many they are, who leads, and whether any has ever served."""
+    echoes, limited = backend(echo).port, free_port()
+    with tempfile.TemporaryDirectory(prefix="vl") as folder, ExitStack() as stack:
+        path = f"{folder}/listen"
+        rows = f"{HOST}:{{port}},{HOST},{echoes},name=web\nunix:{path},{HOST},{echoes}\n"
+        rows += f"{HOST}:{limited},{HOST},{echoes},max_connections=2\n"
+        flock = fleet(rows, window.option, "--no-watch")
+        veillink, good = flock.veillink, flock.veillink.config.read_text()
+        board = board_of(veillink.pid)
+        leader = veillink.logged("^rule$")[0]["worker"]
+        (follower,) = [line["pid"] for line in veillink.logged(" starts$") if line["worker"] != leader]
+        waiting = [stack.enter_context(veillink.connect(limited)) for _ in range(30)]
+        for sock in waiting:
+            sock.sendall(b"x")
+        first = eventually(
+            lambda: (found := answered(waiting)) and len(found) == 2 and found, what="one of each worker"
+        )
+        for sock in first:
+            assert sock.recv(1) == b"x"
+        with clients(veillink, 20) as socks:
+            holders = flock.holders(socks)
+            shutil.rmtree(board)
+            eventually(lambda: board.exists() and window.get("/readyz")[0] == 200, what="it is there again")
+            veillink.config.write_text("nonsense,,\n")
+            shutil.rmtree(board)
+            os.kill(follower, signal.SIGKILL)
+            eventually(lambda: len(veillink.logged("not started: no rule")) >= 2, what="it is tried again and again")
+            veillink.config.write_text(good)
+            eventually(lambda: len(veillink.logged("^ready$")) == 3, what="the second worker")
+            shutil.rmtree(board, ignore_errors=True)
+            veillink.send(signal.SIGHUP)
+            eventually(lambda: window.get("/readyz")[0] == 200, what="ready")
+            for sock, holder in zip(socks, holders, strict=True):
+                if holder != follower:
+                    exchange(sock)
+            others = sum(holder != follower for holder in holders)
+            eventually(lambda: window.rule("web")["active"] == others, what="all are shown")
+        assert echoes_at(path)
+        assert not veillink.logged("cannot listen")
+        more = [stack.enter_context(veillink.connect(limited)) for _ in range(30)]
+        for sock in more:
+            sock.sendall(b"x")
+        eventually(lambda: answered(more), what="one of the new worker")
+        time.sleep(1)  # they look twice in that time at how many they are
+        kept = [sock for sock in first if sock not in answered(first)]  # whose worker was not killed
+        assert (len(kept), len(answered(more))) == (1, 1)
+
+
+def answered(socks: list[socket.socket]) -> list[socket.socket]:
+    """Return those that there is something to read from."""
+    return select.select(socks, [], [], 0)[0]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount")
+@pytest.mark.parametrize("other", ["another place", "no other place"])
+def test_a_full_place_for_what_is_shown_costs_a_line_at_most_and_no_readiness(
+    other: str, fleet: Flock, backend: Serve, window: Window, tmp_path: Path
+) -> None:
+    fill = 'mount -t tmpfs -o size=8k tmpfs /dev/shm && head -c 4k /dev/zero > /dev/shm/full && exec "$@"'
+    before = ("unshare", "--mount", "sh", "-c", fill, "sh")
+    env = {"TMPDIR": str(tmp_path) if other == "another place" else "/dev/shm"}
+    rows = f"{HOST}:{{port}},{HOST},{backend(echo).port},name=web\n"
+    rows += "".join(f"{HOST}:{free_port()},{HOST},1,name={'x' * 90}{each}\n" for each in range(20))
+    flock = fleet(rows, window.option, before=before, env=env)
     with clients(flock.veillink, 20) as socks:
-        holders = flock.holders(socks)
-        shutil.rmtree(board)
-        eventually(lambda: board.exists() and window.get("/readyz")[0] == 200, what="it is there again")
-        shutil.rmtree(board)
-        for number in (signal.SIGHUP, signal.SIGTTIN):
-            flock.veillink.send(number)
-        os.kill(holders[0], signal.SIGKILL)
-        eventually(lambda: len(set(flock.workers()) - {holders[0]}) == 3, what="three workers")
-        eventually(lambda: window.get("/readyz")[0] == 200, what="ready")
-        for sock, holder in zip(socks, holders, strict=True):
-            if holder != holders[0]:
-                exchange(sock)
-        others = sum(holder != holders[0] for holder in holders)
-        eventually(lambda: window.rule("web")["active"] == others, what="all are shown")
+        if other == "another place":
+            eventually(lambda: window.rule("web")["active"] == 20, what="all are shown")
+        for _ in range(20):
+            assert window.get("/readyz")[0] == 200
+        for sock in socks:
+            exchange(sock)
+    lines = flock.veillink.logged("cannot show")
+    assert len(lines) == (0 if other == "another place" else 2)
+    assert "Traceback" not in flock.veillink.output
 
 
 # --- the end ---------------------------------------------------------------------------------------------------------
@@ -392,7 +447,7 @@ def test_a_signal_that_all_of_them_get_lets_them_drain_all_the_same(
 
 def test_without_their_master_they_drain_and_leave_nothing_behind(fleet: Flock, backend: Serve, window: Window) -> None:
     flock = fleet(f"{HOST}:{{port}},{HOST},{backend(echo).port}\n", window.option)
-    veillink, workers, before = flock.veillink, flock.workers(), boards()
+    veillink, workers, board = flock.veillink, flock.workers(), board_of(flock.veillink.pid)
     with clients(veillink, 20) as socks:
         os.kill(veillink.pid, signal.SIGKILL)
         eventually(lambda: len(veillink.logged("^stopping$")) == 2, what="both drain")
@@ -400,11 +455,27 @@ def test_without_their_master_they_drain_and_leave_nothing_behind(fleet: Flock, 
             exchange(sock)
         veillink.child.wait(5)
     eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), what="the end of both")
-    assert len(boards()) == len(before) - 1
+    assert not board.exists()
 
 
-def boards() -> list[Path]:
-    return [path for home in ("/dev/shm", tempfile.gettempdir()) for path in Path(home).glob("veillink-*")]
+def test_what_killed_ones_have_left_the_next_one_removes(fleet: Flock, window: Window) -> None:
+    """As when systemd's watchdog kills all of them; while one of them lives it is theirs."""
+    killed, alive = fleet(f"{HOST}:{{port}},{HOST},1\n", window.option), fleet(f"{HOST}:{{port}},{HOST},1\n")
+    board, other = board_of(killed.veillink.pid), board_of(alive.veillink.pid)
+    for pid in (killed.veillink.pid, *killed.workers()):
+        os.kill(pid, signal.SIGKILL)
+    killed.veillink.child.wait(10)
+    eventually(lambda: nobody_listens(killed.veillink, killed.veillink.port), what="the end of all")
+    assert board.exists()
+    fleet(f"{HOST}:{{port}},{HOST},1\n")
+    assert not board.exists()
+    assert other.exists()
+
+
+def board_of(pid: int) -> Path:
+    """Return the folder that a master holds open."""
+    (folder,) = [link for link in sockets_of(pid) if "/veillink-fleet-" in link]
+    return Path(folder)
 
 
 def test_a_worker_that_is_killed_while_it_drains_has_cut_connections(fleet: Flock, backend: Serve) -> None:
@@ -419,26 +490,27 @@ def test_a_worker_that_is_killed_while_it_drains_has_cut_connections(fleet: Floc
 
 def test_a_stop_that_comes_early_leaves_nothing_behind(start: Start) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
-        before = boards()
         veillink = start(f"{HOST}:{{port}},{HOST},1\n", "--workers=2", ready=False, canary=False)
-        eventually(partial(_more_boards, before), what="its folder")
+        board = eventually(partial(_early_board, veillink.child.pid), what="its folder")
         veillink.child.send_signal(number)
         assert veillink.child.wait(10) == 0
-        assert boards() == before
+        assert not board.exists()
 
 
-def _more_boards(before: list[Path]) -> bool:
-    return len(boards()) > len(before)
+def _early_board(pid: int) -> Path | None:
+    with suppress(ValueError):
+        return board_of(pid)
+    return None
 
 
 def test_it_leaves_no_file_behind(fleet: Flock, tmp_path: Path) -> None:
-    before = boards()
     veillink = fleet(f"{HOST}:{{port}},{HOST},1\n", f"--pidfile={tmp_path / 'pid'}").veillink
+    board = board_of(veillink.pid)
     assert (tmp_path / "pid").read_text() == f"{veillink.pid}\n"
-    assert len(boards()) == len(before) + 1
+    assert board.exists()
     assert veillink.stop() == 0
-    assert boards() == before
-    assert not (tmp_path / "pid").exists()
+    assert not board.exists()
+    assert not list(tmp_path.glob("pid*"))
 
 
 @pytest.mark.parametrize(
@@ -467,6 +539,21 @@ def test_a_second_fleet_does_not_take_the_first_ones_clients(
     assert other.child.wait(10) == 1
     eventually(lambda: other.logged(f"not started: {HOST}:{flock.veillink.port} is another VeilLink's"))
     assert flock.all_answer(b"first")
+
+
+def test_a_reload_does_not_take_the_clients_of_another_fleet(fleet: Flock, words: Callable[[str], int]) -> None:
+    """Each worker looks before it listens: the file is watched, and no master is asked."""
+    ours, theirs = (
+        fleet(f"{HOST}:{{port}},{HOST},{words('ours')}\n"),
+        fleet(f"{HOST}:{{port}},{HOST},{words('theirs')}\n"),
+    )
+    port, mine = theirs.veillink.port, f"{HOST}:{{port}},{HOST},{words('ours')}\n"
+    ours.veillink.reload(f"{mine}{HOST}:{port},{HOST},{words('ours')}\n", "cannot listen")
+    eventually(lambda: len(ours.veillink.logged("cannot listen .*another VeilLink")) == 2, what="both say so")
+    assert theirs.all_answer(b"theirs")
+    assert theirs.veillink.stop() == 0
+    eventually(lambda: len(ours.veillink.logged("listening at last")) == 2, 20, "both listen there")
+    assert ours.all_answer(b"ours", port)
 
 
 def test_without_gunicorn_it_says_what_to_install(tmp_path: Path) -> None:
