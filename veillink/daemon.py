@@ -252,6 +252,7 @@ class _Process:
     def close(self) -> None:
         """Close the window, which has been open to the end, and take our number away."""
         self._file.close()
+        self._manager.close()
         if self._admin is not None:
             self._admin.close()
         remove_pid(self._settings.pidfile)

@@ -28,7 +28,11 @@ class Manager:
     """
 
     def __init__(self, environ: Mapping[str, str]) -> None:
-        self._path = environ.get("NOTIFY_SOCKET", "")
+        path = environ.get("NOTIFY_SOCKET", "")
+        self._path = "\0" + path[1:] if path.startswith("@") else path
+        self._socket: socket.socket | None = None
+        with contextlib.suppress(OSError):
+            self._open()  # now: a sign of life must not need a free descriptor
         mine = environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         microseconds = environ.get("WATCHDOG_USEC", "") if mine and self._path else ""
         self.watchdog = int(microseconds) / 1e6 if microseconds.isascii() and microseconds.isdigit() else 0.0
@@ -54,13 +58,27 @@ class Manager:
         """Give the sign of life that its watchdog waits for."""
         self._tell("WATCHDOG=1")
 
+    def close(self) -> None:
+        """Let go of it."""
+        if self._socket is not None:
+            self._socket.close()
+
     def _tell(self, *lines: str) -> None:
-        if not self._path:
-            return
-        path = "\0" + self._path[1:] if self._path.startswith("@") else self._path
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            sock.setblocking(False)
-            sock.sendto("\n".join(map(printable, lines)).encode(errors="backslashreplace"), path)
+        said = "\n".join(map(printable, lines)).encode(errors="backslashreplace")
+        with contextlib.suppress(OSError):
+            sock = self._socket or self._open()
+            if sock is None:
+                return
+            try:
+                sock.send(said)
+            except OSError:  # not connected yet, or the manager has been started anew
+                sock.connect(self._path)
+                sock.send(said)
+
+    def _open(self) -> socket.socket | None:
+        if self._path:
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        return self._socket
 
 
 def write_pid(path: str) -> str:
