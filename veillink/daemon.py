@@ -29,7 +29,7 @@ from .rows import Notice, Problem
 from .rules_watch import RulesWatch
 from .scoreboard import Seat
 from .server import Server
-from .systemd import Manager, inherited, remove_pid, write_pid
+from .systemd import Manager, inherited, pid_obstacle, remove_pid, write_pid
 
 # How long it may take until the next of the cut connections has closed, and what systemd is told for all; in seconds.
 _CUT_TIME: Final = 0.3
@@ -179,13 +179,16 @@ class _Process:
         self._log.info(
             f"VeilLink {__version__} starts", pid=os.getpid(), config=settings.config, rules=len(rules.rules)
         )
-        obstacle = self._obstacle(rules) or write_pid(settings.pidfile) or self._open_window()
+        obstacle = self._obstacle(rules) or pid_obstacle(settings.pidfile) or self._open_window()
         if obstacle:
             return self._give_up(obstacle)
         server.apply(rules)
         self._report.count_reload("applied", problems)
         if not server.listeners and not self._may_wait(rules):
             return self._give_up("no rule could be started")
+        obstacle = write_pid(settings.pidfile)
+        if obstacle:
+            return self._give_up(obstacle)
         self._announce()
         self._enter("running")
         self._manager.ready(self._summary())

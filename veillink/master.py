@@ -27,7 +27,7 @@ from .model import Address, Settings
 from .net import is_shared, raise_fd_limit
 from .rules_file import read_rules
 from .scoreboard import Scoreboard
-from .systemd import Manager, inherited, remove_pid, write_pid
+from .systemd import Manager, inherited, pid_obstacle, remove_pid, write_pid
 from .workers import Forwarder, Worker, child_exit, nworkers_changed, on_exit, on_starting, pre_exec, pre_fork
 
 _LOOK: Final = 0.05  # seconds, while workers are waited for
@@ -53,7 +53,7 @@ def run_workers(settings: Settings) -> int:
     board: Scoreboard | None = None
     try:
         takes_over = "GUNICORN_PID" in os.environ
-        obstacle = "" if takes_over else _shared(settings, listening) or write_pid(settings.pidfile)
+        obstacle = "" if takes_over else _shared(settings, listening) or pid_obstacle(settings.pidfile)
         if obstacle:
             journal.say("error", f"not started: {obstacle}")
             return 1
@@ -181,7 +181,7 @@ class _Master(Arbiter):
                 self._manager.ready(self._summary())
 
     def _announce(self) -> None:
-        obstacle = write_pid(self._settings.pidfile)
+        obstacle = write_pid(self._settings.pidfile, instead_of=self.master_pid)
         if obstacle:
             self._journal.say("error", obstacle)
         self._journal.say("info", f"VeilLink {__version__} is ready", pid=os.getpid(), workers=self.num_workers)

@@ -4,8 +4,10 @@ Rule: without a manager nothing happens; a manager that does not listen is no er
 """
 
 import contextlib
+import errno
 import os
 import socket
+import stat
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +18,9 @@ from .model import Address
 from .net import readable
 
 _FIRST_FD: Final = 3
+_LONGEST_NUMBER: Final = 20
+_STARTTIME: Final = 22 - 3  # the field of proc_pid_stat(5), counted behind the name
+_ROUNDING: Final = 2.0  # seconds
 
 
 class Manager:
@@ -81,13 +86,43 @@ class Manager:
         return self._socket
 
 
-def write_pid(path: str) -> str:
-    """Write this process's number to a file, if one is asked for; return why not, if it cannot be done."""
+def pid_obstacle(path: str, instead_of: int = 0) -> str:
+    """Return why this process's number must not be written to a file, if one is asked for.
+
+    Args:
+        path: of the file; it may be missing.
+        instead_of: the process whose place this one takes.
+    """
+    if not path:
+        return ""
     try:
-        if path:
-            Path(path).write_text(f"{os.getpid()}\n")
+        Path(path).parent.stat()
+        number, written = _read_pid(path)
     except (OSError, ValueError) as error:
-        return f"cannot write {path}: {getattr(error, 'strerror', None) or error}"
+        return _cannot_write(path, error)
+    if number in (0, instead_of, os.getpid()) or not _may_have_written(number, written):
+        return ""
+    return f"{path} has the number of process {number}, which runs: stop it first, or remove the file"
+
+
+def write_pid(path: str, instead_of: int = 0) -> str:
+    """Write this process's number to a file, if one is asked for; return why not, if it cannot be done.
+
+    It is a new file, renamed over the one that may be there: nobody reads half of it.
+    """
+    obstacle = pid_obstacle(path, instead_of)
+    if obstacle or not path:
+        return obstacle
+    part = Path(f"{path}.{os.getpid()}")
+    try:
+        part.unlink(missing_ok=True)
+        with part.open("x") as file:
+            file.write(f"{os.getpid()}\n")
+        part.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        return _cannot_write(path, error)
     return ""
 
 
@@ -95,9 +130,44 @@ def remove_pid(path: str) -> None:
     """Remove that file, unless somebody else's number is in it by now."""
     if path:
         with contextlib.suppress(OSError, ValueError):
-            file = Path(path)
-            if file.read_text() == f"{os.getpid()}\n":
-                file.unlink()
+            if _read_pid(path)[0] == os.getpid():
+                Path(path).unlink()
+
+
+def _cannot_write(path: str, error: Exception) -> str:
+    return f"cannot write {path}: {getattr(error, 'strerror', None) or error}"
+
+
+def _read_pid(path: str) -> tuple[int, float]:
+    """Return the number in a file and when it was written, or nothing where there is no number.
+
+    Raises:
+        OSError: it is no regular file, and neither waited for nor followed, or cannot be read.
+        ValueError: the path holds a NUL.
+    """
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return 0, 0.0
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file")
+    text = Path(path).read_bytes()[:_LONGEST_NUMBER].strip()
+    return int(text) if text.isdigit() else 0, found.st_mtime
+
+
+def _may_have_written(number: int, written: float) -> bool:
+    """Return whether a process runs that may have written a file then: not one that has begun since."""
+    try:
+        os.kill(number, 0)
+    except PermissionError:
+        pass
+    except (OSError, OverflowError):
+        return False
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        began = int(Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[_STARTTIME])
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - began / os.sysconf("SC_CLK_TCK")
+        return age > time.time() - written - _ROUNDING
+    return True
 
 
 def inherited(environ: Mapping[str, str]) -> dict[Address, socket.socket]:

@@ -486,3 +486,24 @@ def _exchange_once(veillink: VeilLink) -> None:
         assert read_exactly(sock, 1) == b"x"
         sock.shutdown(socket.SHUT_WR)
         assert read_to_eof(sock) == b""
+
+
+# --- the file with its number ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_second_start_by_mistake_leaves_the_first_ones_number_alone(
+    workers: str, start: Start, tmp_path: Path
+) -> None:
+    """Neither one that has no port to listen at takes it away, nor does one that has replace it."""
+    options = ("--workers", workers, "--pidfile", str(tmp_path / "pid"))
+    first = start(f"{HOST}:{{port}},{HOST},1\n", *options)
+    eventually((tmp_path / "pid").exists)
+    other = tmp_path / "other.csv"
+    other.write_text(f"{HOST}:{free_port()},{HOST},1\n")
+    for config in (first.config, other):
+        done = run("--config", str(config), *options)
+        assert done.returncode == 1
+        assert "not started: " in done.stdout.splitlines()[-1]
+        assert (tmp_path / "pid").read_text() == f"{first.pid}\n"
+    assert f"has the number of process {first.pid}, which runs" in done.stdout
