@@ -13,6 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from gunicorn.app.base import BaseApplication
@@ -33,6 +34,8 @@ from .workers import Forwarder, Worker, child_exit, nworkers_changed, on_exit, o
 _LOOK: Final = 0.05  # seconds, while workers are waited for
 _RELOAD_TIME: Final = 30.0  # after which a reload counts as done, whoever has not answered
 _START_PAUSE: Final = 1.0  # after a worker that could not start
+_LONGEST_TURN: Final = 1.0  # seconds; what is beyond it this process has not lived through
+_STOPS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 # How the program that takes this one's place says that it serves: people and terminals send the others.
 _SERVES: Final = signal.SIGRTMIN
 
@@ -46,13 +49,15 @@ def run_workers(settings: Settings) -> int:
     if settings.admin is not None:
         from . import admin  # noqa: F401 - once for all workers
     own, journal = os.getpid(), Journal(settings)
+    takes_over = "GUNICORN_PID" in os.environ
+    if takes_over:
+        _take_name(os.environ["GUNICORN_PID"])
     manager, listening = Manager(os.environ), inherited(os.environ)
     raise_fd_limit()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):  # until the arbiter heeds them
+    for number in _STOPS:  # until the arbiter heeds them
         signal.signal(number, lambda *_: sys.exit(0))
     board: Scoreboard | None = None
     try:
-        takes_over = "GUNICORN_PID" in os.environ
         obstacle = "" if takes_over else _shared(settings, listening) or pid_obstacle(settings.pidfile)
         if obstacle:
             journal.say("error", f"not started: {obstacle}")
@@ -76,6 +81,12 @@ def run_workers(settings: Settings) -> int:
             if board is not None:
                 board.remove()
     return 0
+
+
+def _take_name(pid: str) -> None:
+    """Be called as the process whose place this one takes; it was started as Python, and not by its script's name."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/comm").write_text(Path(f"/proc/{pid}/comm").read_text().strip())
 
 
 def _shared(settings: Settings, listening: Mapping[Address, socket.socket]) -> str:
@@ -288,8 +299,8 @@ class _Master(Arbiter):
         raise StopIteration
 
     def stop(self, graceful: bool = True) -> None:
-        """Let all workers drain; a second signal has them cut what is left. A new program that does not serve yet ends
-        as well: it was not to go on."""
+        """Let all workers drain; a second signal has them cut what is left, also after USR2, where the drain began by
+        itself. A new program that does not serve yet ends as well: it was not to go on."""
         self._stopping = True
         if self._handed_over:
             self._manager.succeeded(self.reexec_pid)
@@ -302,15 +313,18 @@ class _Master(Arbiter):
         self._end_workers(signal.SIGTERM if graceful else signal.SIGQUIT)
 
     def _end_workers(self, number: int) -> None:
-        until = time.monotonic() + self.cfg.graceful_timeout + 1
-        while self.WORKERS and time.monotonic() < until:
+        left, stops = self.cfg.graceful_timeout + 1.0, 0 if self._handed_over else 1
+        while self.WORKERS and left > 0:
+            began = time.monotonic()
             self.kill_workers(number)  # again, since one may have been starting
             if self._manager.watchdog and not self._handed_over:
                 self._manager.alive()
             came = super().wait_for_signals(timeout=0.1)
-            if {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT} & set(came):
+            stops += sum(each in _STOPS for each in came)
+            if stops > 1:
                 number = signal.SIGQUIT
             self._reap()
+            left -= min(time.monotonic() - began, _LONGEST_TURN)
         self._cut_short = self._cut_short or bool(self.WORKERS)
         self.kill_workers(signal.SIGKILL)
         self._reap()

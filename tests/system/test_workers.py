@@ -630,6 +630,51 @@ def test_usr2_puts_a_new_program_in_the_place_of_the_old_one(
     visitors.assert_content()
 
 
+def test_the_first_stop_after_an_upgrade_lets_the_old_ones_drain_on_and_the_second_cuts(
+    fleet: Flock, backend: Serve
+) -> None:
+    """As the manuals of gunicorn and nginx have it: USR2, a look, TERM to the old one."""
+    veillink = fleet(f"{HOST}:{{port}},{HOST},{backend(echo).port}\n").veillink
+    name = Path(f"/proc/{veillink.pid}/comm").read_text()
+    assert name == "veillink\n"
+    with clients(veillink, 20) as socks:
+        veillink.send(signal.SIGUSR2)
+        new = successor(veillink)
+        with ended(new):
+            assert Path(f"/proc/{new}/comm").read_text() == name
+            eventually(lambda: len(veillink.logged("^stopping$")) == 2, what="the old ones drain")
+            veillink.send(signal.SIGTERM)
+            time.sleep(0.5)
+            for sock in socks:
+                exchange(sock)
+            veillink.send(signal.SIGTERM)
+            for sock in socks:
+                with pytest.raises(ConnectionResetError):
+                    read_to_eof(sock)
+            assert veillink.child.wait(10) == 1
+
+
+def test_no_worker_is_killed_for_time_in_which_its_master_did_not_run(fleet: Flock, backend: Serve) -> None:
+    """As with ``docker pause``, and with a suspended machine."""
+    flock = fleet(f"{HOST}:{{port}},{HOST},{backend(echo).port}\n", "--worker-timeout=2s")
+    veillink, workers = flock.veillink, flock.workers()
+
+    def pause(seconds: float) -> None:
+        for number in (signal.SIGSTOP, signal.SIGCONT):
+            for pid in (veillink.pid, *workers):
+                os.kill(pid, number)
+                time.sleep(0.1 if number is signal.SIGCONT else 0)  # the master first
+            time.sleep(seconds if number is signal.SIGSTOP else 0)
+
+    with clients(veillink, 20) as socks:
+        pause(4)
+        time.sleep(1.5)  # it looks once a second
+        for sock in socks:
+            exchange(sock)
+    assert flock.workers() == workers
+    assert not veillink.logged("TIMEOUT")
+
+
 _AS_MODULE = "import os, sys; os.execv(sys.executable, [sys.executable, '-m', 'veillink', *sys.argv[2:]])"
 
 
