@@ -19,7 +19,7 @@ from . import __version__
 from .cells import printable
 from .claims import Claims
 from .control import State
-from .inbox import CUT, DUMP, LEAD, READ, RELOAD, SIGNALS, STOP, WORKER_SIGNALS, Inbox
+from .inbox import CUT, DUMP, LEAD, READ, RELOAD, SIGNALS, STOP, WORKER_SIGNALS, Inbox, reap_orphans
 from .limits import Descriptors
 from .log import Log
 from .model import Address, RuleOptions, RuleSet, Settings
@@ -64,6 +64,8 @@ def run(settings: Settings, log: Log) -> int:
     """
     inbox = Inbox(SIGNALS)
     process = _Process(settings, log, Manager(os.environ), inherited(os.environ))
+    if os.getpid() == 1:
+        reap_orphans()
     return 0 if process.live(inbox, (STOP,)) is Outcome.DRAINED else 1
 
 

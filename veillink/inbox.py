@@ -3,6 +3,7 @@
 Rule: a signal handler only leaves a note; the main greenlet reads the notes and acts, one at a time.
 """
 
+import os
 import signal
 from collections import deque
 from collections.abc import Mapping
@@ -31,6 +32,16 @@ WORKER_SIGNALS: Final = {
     signal.SIGHUP: RELOAD,
     signal.SIGUSR1: DUMP,
 }
+
+
+def reap_orphans() -> None:
+    """Take note of the ends of processes that have lost their parents.
+
+    The first process of a container is given them, and until it does they stay as zombies. The loop can do it: it waits
+    for every child, known or not (childcb in libev's ev.c), as soon as it is told of ends.
+    """
+    get_hub().loop.install_sigchld()
+    os.kill(os.getpid(), signal.SIGCHLD)  # some may have ended before
 
 
 class Inbox:

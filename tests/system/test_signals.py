@@ -198,14 +198,14 @@ def waiting_at(port: int) -> int:
 
 
 @contextlib.contextmanager
-def starting(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
+def starting(tmp_path: Path, before: tuple[str, ...] = ()) -> Iterator["subprocess.Popen[str]"]:
     """A VeilLink at its first own instruction. What Python itself does with a signal before that is not ours."""
     rules, stderr = tmp_path / "rules.csv", tmp_path / "stderr"
     rules.write_text(f"{HOST}:{free_port()},{HOST},80\n")
     with (
         stderr.open("w") as file,
         subprocess.Popen(
-            [VEILLINK, "--config", rules],
+            [*before, VEILLINK, "--config", rules],
             stdout=subprocess.PIPE,
             stderr=file,
             text=True,
@@ -217,8 +217,9 @@ def starting(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
             return not _catches_int(child.pid) or "configargparse" in stderr.read_text()
 
         try:
-            eventually(lambda: _catches_int(child.pid), what="Python's handler for SIGINT")
-            eventually(has_begun, what="VeilLink's own instructions")
+            if not before:
+                eventually(lambda: _catches_int(child.pid), what="Python's handler for SIGINT")
+                eventually(has_begun, what="VeilLink's own instructions")
             yield child
         finally:
             child.kill()
@@ -250,6 +251,40 @@ def test_reload_and_dump_during_the_start_do_not_end_it(tmp_path: Path, number: 
         assert any(" ready " in line for line in child.stdout)
         child.send_signal(SIGTERM)
         assert child.wait(10) == 0
+
+
+# --- as the first process of a container ------------------------------------------------------------------------------
+
+FIRST = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for processes of its own")
+@pytest.mark.parametrize("number", [SIGTERM, SIGINT])
+def test_a_stop_at_the_first_own_instruction_of_a_first_process_is_not_lost(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    """Before, it had no handler yet, and the kernel does nothing then: it started, and stayed."""
+    with starting(tmp_path, FIRST) as child:
+        eventually(lambda: "configargparse" in (tmp_path / "stderr").read_text(), what="imports under way")
+        os.kill(int(children_of(child.pid)), number)
+        child.communicate(timeout=20)
+    assert child.returncode == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for processes of its own")
+def test_a_first_process_reaps_those_whose_parents_are_gone(forward: Forward) -> None:
+    veillink = forward(echo, before=FIRST)
+    command = ["nsenter", "--target", str(veillink.pid), "--pid", "sh", "-c", "(sleep 0.1 & echo $!)"]
+    for _ in range(3):
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        eventually(lambda: children_of(veillink.pid), what="an orphan")
+        eventually(lambda: not children_of(veillink.pid), what="its end")
+    with veillink.connect() as sock:
+        exchange(sock)
+
+
+def children_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text()
 
 
 # --- reading the rules again -----------------------------------------------------------------------------------------
