@@ -56,6 +56,12 @@ def _run(settings: Settings) -> int:
     if not settings.workers:
         with opened(settings) as log:
             return run(settings, log)
+    os.environ.pop("WEB_CONCURRENCY", None)  # gunicorn reads it when it is imported, and wants a number
+    try:
+        os.getcwd()  # noqa: PTH109 - as gunicorn does then, too
+    except FileNotFoundError:
+        print("veillink: error: --workers needs a working directory, and this one was removed", file=sys.stderr)
+        return 1
     try:
         from .master import run_workers  # gunicorn is an extra
     except ModuleNotFoundError as error:

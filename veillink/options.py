@@ -20,6 +20,7 @@ import configargparse
 
 from . import __version__
 from .cells import OPTIONS, number, parse_duration, parse_names, parse_token, parse_window, printable
+from .cpus import usable_cpus
 from .log import LEVELS
 from .model import Address, RuleOptions, Settings, Window
 from .rules_file import read_regular
@@ -175,7 +176,7 @@ def _add_processes(add: Callable[..., object]) -> None:
         type=_as_argument(_workers),
         default=0,
         metavar="N",
-        help="be so many processes, or 'auto': one for each core; 0: a single one without a master (default)",
+        help="be so many processes, or 'auto': one for each core it may use; 0: one alone, without a master (default)",
     )
     add(
         "--worker-timeout",
@@ -234,7 +235,7 @@ def _add_rule_defaults(parser: configargparse.ArgumentParser) -> None:
 
 
 def _workers(text: str) -> int:
-    return len(os.sched_getaffinity(0)) if text == "auto" else number(0, _MOST_WORKERS)(text)
+    return min(_MOST_WORKERS, usable_cpus()) if text == "auto" else number(0, _MOST_WORKERS)(text)
 
 
 def _default_names() -> frozenset[str]:

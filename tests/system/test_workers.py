@@ -21,6 +21,8 @@ from typing import Any
 
 import pytest
 
+from veillink.cpus import usable_cpus
+
 from .conftest import Serve, Start
 from .harness import (
     HOST,
@@ -150,9 +152,10 @@ def test_what_concerns_all_is_said_once_and_each_says_that_it_is_ready(fleet: Fl
     assert sorted(line["worker"] for line in veillink.logged("^ready$")) == [1, 2, 3]
 
 
-def test_auto_is_a_worker_for_each_core(start: Start) -> None:
-    veillink = start(f"{HOST}:{{port}},{HOST},1\n", "--workers=auto")
-    veillink.wait_for_line(f'is ready".*"workers": {len(os.sched_getaffinity(0))}')
+@pytest.mark.parametrize("concurrency", ["3", "auto", ""])
+def test_auto_is_a_worker_for_each_core_whatever_is_meant_for_gunicorn_alone(concurrency: str, start: Start) -> None:
+    veillink = start(f"{HOST}:{{port}},{HOST},1\n", "--workers=auto", env={"WEB_CONCURRENCY": concurrency})
+    veillink.wait_for_line(f'is ready".*"workers": {usable_cpus()}')
 
 
 def test_a_reload_is_applied_in_place_by_every_worker_and_no_client_notices(
@@ -554,6 +557,16 @@ def test_a_reload_does_not_take_the_clients_of_another_fleet(fleet: Flock, words
     assert theirs.veillink.stop() == 0
     eventually(lambda: len(ours.veillink.logged("listening at last")) == 2, 20, "both listen there")
     assert ours.all_answer(b"ours", port)
+
+
+def test_without_a_working_directory_it_says_so(tmp_path: Path) -> None:
+    gone = 'cd "$1" && rmdir "$1" && shift && exec "$@"'
+    (tmp_path / "gone").mkdir()
+    command = ["sh", "-c", gone, "sh", str(tmp_path / "gone"), str(VEILLINK), "--workers=2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("veillink: error: --workers needs a working directory")
+    assert "Traceback" not in done.stderr
 
 
 def test_without_gunicorn_it_says_what_to_install(tmp_path: Path) -> None:
