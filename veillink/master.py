@@ -49,23 +49,21 @@ def run_workers(settings: Settings) -> int:
     if settings.admin is not None:
         from . import admin  # noqa: F401 - once for all workers
     own, journal = os.getpid(), Journal(settings)
-    takes_over = "GUNICORN_PID" in os.environ
-    if takes_over:
-        _take_name(os.environ["GUNICORN_PID"])
     manager, listening = Manager(os.environ), inherited(os.environ)
     raise_fd_limit()
+    _take_name(os.environ.get("GUNICORN_PID", "self"))
     for number in _STOPS:  # until the arbiter heeds them
         signal.signal(number, lambda *_: sys.exit(0))
     board: Scoreboard | None = None
     try:
-        obstacle = "" if takes_over else _shared(settings, listening) or pid_obstacle(settings.pidfile)
-        if obstacle:
+        obstacle = _obstacle(settings, listening)
+        if not obstacle:
+            try:
+                board = Scoreboard.make()
+            except OSError as error:
+                obstacle = f"workers cannot share memory (memfd_create): {error.strerror}"
+        if board is None:
             journal.say("error", f"not started: {obstacle}")
-            return 1
-        try:
-            board = Scoreboard.make()
-        except OSError as error:
-            journal.say("error", f"not started: workers cannot share memory (memfd_create): {error.strerror}")
             return 1
         fleet = _Application(settings, board)
         for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS"):
@@ -87,6 +85,13 @@ def _take_name(pid: str) -> None:
     """Be called as the process whose place this one takes; it was started as Python, and not by its script's name."""
     with contextlib.suppress(OSError):
         Path("/proc/self/comm").write_text(Path(f"/proc/{pid}/comm").read_text().strip())
+
+
+def _obstacle(settings: Settings, listening: Mapping[Address, socket.socket]) -> str:
+    """Return what is wrong when another master is at work here, and not the one whose place this one takes."""
+    if "GUNICORN_PID" in os.environ:
+        return ""
+    return _shared(settings, listening) or pid_obstacle(settings.pidfile)
 
 
 def _shared(settings: Settings, listening: Mapping[Address, socket.socket]) -> str:

@@ -669,7 +669,7 @@ def test_the_first_stop_after_an_upgrade_lets_the_old_ones_drain_on_and_the_seco
 
 def test_no_worker_is_killed_for_time_in_which_its_master_did_not_run(fleet: Flock, backend: Serve) -> None:
     """As with ``docker pause``, and with a suspended machine."""
-    flock = fleet(f"{HOST}:{{port}},{HOST},{backend(echo).port}\n", "--worker-timeout=2s")
+    flock = fleet(f"{HOST}:{{port}},{HOST},{backend(echo).port}\n", "--worker-timeout=3s")
     veillink, workers = flock.veillink, flock.workers()
 
     def pause(seconds: float) -> None:
@@ -680,7 +680,7 @@ def test_no_worker_is_killed_for_time_in_which_its_master_did_not_run(fleet: Flo
             time.sleep(seconds if number is signal.SIGSTOP else 0)
 
     with clients(veillink, 20) as socks:
-        pause(4)
+        pause(5)
         time.sleep(1.5)  # it looks once a second
         for sock in socks:
             exchange(sock)
@@ -1019,8 +1019,15 @@ def test_gunicorns_own_command_runs_them_too(backend: Serve, tmp_path: Path) -> 
         eventually(lambda: not set(before) & set(children(child.pid)), 10, "the old ones have gone")
         assert len(children(child.pid)) == 2
         eventually(lambda: window.json("/api/status")["totals"]["connections"] == 1, what="the account goes on")
-        child.send_signal(signal.SIGTERM)
-        assert child.wait(10) == 0
+        workers = children(child.pid)
+        child.send_signal(signal.SIGUSR2)
+        eventually(lambda: log.read_text().count(" ready ") == 6, 10, "those of a new program")
+        (new,) = set(children(child.pid)) - set(workers)
+        with ended(new):
+            child.send_signal(signal.SIGTERM)
+            assert child.wait(10) == 0
+            with socket.create_connection((HOST, port), 5) as sock:
+                exchange(sock)
     finally:
         child.kill()
         child.wait(10)
