@@ -4,7 +4,7 @@ import os
 import socket
 from collections.abc import Callable
 
-from veillink.claims import Claims
+from veillink.claims import Claims, place_of
 from veillink.model import Address, RuleOptions
 
 from .forked import Forked, forked
@@ -64,6 +64,16 @@ def test_what_cannot_be_had_is_not_claimed() -> None:
             assert worker.does() == "Address already in use"
         assert stranger.does() == "listens"
         assert "another VeilLink" in worker.does()
+
+
+def test_who_comes_while_a_sibling_looks_waits_for_it_but_not_for_ever() -> None:
+    ours, address = claims(), Address(HOST, free_port())
+    listen = listening(ours, address)
+    with forked(listen, listen) as late:
+        with forked(lambda: ours.begin_to_look(place_of(address))) as looking:
+            looking.does()
+            assert late.does() == "Device or resource busy"
+        assert late.does() == "listens"
 
 
 def test_many_workers_that_come_at_once_all_get_the_address() -> None:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, MutableMapping
 from functools import partial
 from hashlib import blake2b
+from itertools import count
 from typing import Final
 
 from .model import Address, RuleOptions
@@ -22,14 +23,22 @@ _VARIABLE: Final = "_VEILLINK_CLAIMS"
 # How long another worker may look at an address, in seconds; it takes 50 µs unless it is stopped.
 _LOOK: Final = 0.5
 
+# Where what is, in the bytes and the locks of the file. It has holes: only pages with notes in them take memory.
+_PORTS: Final = 1 << 16
+_HOSTS: Final = 1 << 12  # those whose names come to the same number are one, port by port
+_PARTS_AT: Final = 0
+_NOTES_AT: Final = 1 << 20
+_LOOKS_AT: Final = 1 << 30
+_NOTHING: Final = b"\0"
+
 
 class Claims:
-    """The addresses that the workers of one master listen at, each as the lock of a byte of a file that they share.
+    """The addresses that the workers of one master listen at, as notes in a file that they share.
 
-    The lock is exclusive while its first owner looks whether the address is free, and shared from then on: who gets a
-    shared one knows that it is a sibling that listens there. The kernel gives locks back when a process ends
-    (fcntl_locking(2)). Ports of one host that follow each other are one lock to it: 8,000 take 0.03 s. Scattered ones
-    are a list that it goes through.
+    Each process has a part of it, where a byte for each address says whether it listens there. The part is its own for
+    as long as it has a lock of it, which the kernel takes back when the process ends (fcntl_locking(2)). While it looks
+    at an address it has another lock, so that two do not come first. A lock for each address was tried: the kernel
+    keeps them in a list, and with 8,000 scattered ports four workers took half a minute to start.
 
     Args:
         fd: opened before the fork.
@@ -37,6 +46,7 @@ class Claims:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        self._part, self._mark, self._owner = 0, _NOTHING, 0
 
     @classmethod
     def of(cls, environ: MutableMapping[str, str]) -> "Claims | None":
@@ -66,37 +76,75 @@ class Claims:
         """
         if address.is_unix:
             return listen(address, options)
-        host = blake2b(address.host.encode(), digest_size=5).digest()
-        byte = int.from_bytes(host) << 16 | address.port
-        first = self._claim(byte)
+        if self._owner != os.getpid():
+            self._take_part()
+        place = place_of(address)
+        self.begin_to_look(place)
         try:
-            if first and is_shared(address):
+            if not self._is_siblings(place) and is_shared(address):
                 raise OSError(errno.EADDRINUSE, "another VeilLink would have to share its clients")
             sock = listen(address, options, shared=True)
-        except BaseException:
-            self._release(byte)
-            raise
-        fcntl.lockf(self._fd, fcntl.LOCK_SH, 1, byte)
-        return _Claimed(sock, partial(self._release, byte))
+            self._note(place, self._mark)
+        finally:
+            fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, _LOOKS_AT + place)
+        return _Claimed(sock, partial(self._note, place, _NOTHING))
 
-    def _claim(self, byte: int) -> bool:
-        """Return whether no sibling has it.
+    def _take_part(self) -> None:
+        """Take the first part that no living process has; a new mark makes what the one before has noted void."""
+        for part in count():
+            with contextlib.suppress(BlockingIOError, PermissionError):
+                fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, part)
+                before = os.pread(self._fd, 1, _PARTS_AT + part) or _NOTHING
+                self._mark = bytes([before[0] % 255 + 1])
+                os.pwrite(self._fd, self._mark, _PARTS_AT + part)
+                self._part, self._owner = part, os.getpid()
+                return
+
+    def begin_to_look(self, place: int) -> None:
+        """Be the only one that looks at a place.
 
         Raises:
-            OSError: a sibling looks at it just now, for too long.
+            OSError: a sibling does, for too long.
         """
         until = time.monotonic() + _LOOK
         while True:
-            for kind, first in ((fcntl.LOCK_EX, True), (fcntl.LOCK_SH, False)):
-                with contextlib.suppress(BlockingIOError, PermissionError):
-                    fcntl.lockf(self._fd, kind | fcntl.LOCK_NB, 1, byte)
-                    return first
+            with contextlib.suppress(BlockingIOError, PermissionError):
+                fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _LOOKS_AT + place)
+                return
             if time.monotonic() > until:
                 raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
             os.sched_yield()
 
-    def _release(self, byte: int) -> None:
-        fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, byte)
+    def _is_siblings(self, place: int) -> bool:
+        """Return whether a living sibling listens there."""
+        for part in count():
+            mark = os.pread(self._fd, 1, _PARTS_AT + part)
+            if mark in (b"", _NOTHING):
+                return False
+            if part != self._part and mark == os.pread(self._fd, 1, _note_at(part, place)) and self._lives(part):
+                return True
+        return False
+
+    def _lives(self, part: int) -> bool:
+        try:
+            fcntl.lockf(self._fd, fcntl.LOCK_SH | fcntl.LOCK_NB, 1, part)
+        except OSError:
+            return True
+        fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, part)
+        return False
+
+    def _note(self, place: int, mark: bytes) -> None:
+        os.pwrite(self._fd, mark, _note_at(self._part, place))
+
+
+def place_of(address: Address) -> int:
+    """Return which of the bytes of a part is an address's."""
+    host = blake2b(address.host.encode(), digest_size=2).digest()
+    return int.from_bytes(host) % _HOSTS * _PORTS + address.port
+
+
+def _note_at(part: int, place: int) -> int:
+    return _NOTES_AT + part * _HOSTS * _PORTS + place
 
 
 class _Claimed(socket.socket):

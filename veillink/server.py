@@ -36,6 +36,8 @@ from .upstream import Probes, Route
 _AT_A_TIME: Final = 100
 # What each worker may number before it meets the next one's numbers; 9 million workers fit into a double.
 _NUMBERS: Final = 1_000_000_000
+# Workers begin to listen at different places of the list, and do not wait for each other at each address.
+_GOLDEN: Final = 0.618
 _FIRST_RETRY: Final = 1.0
 _LAST_RETRY: Final = 10.0
 _UNIX_RETRY: Final = 0.2  # it is free as soon as the program before this one lets go
@@ -87,6 +89,7 @@ class Server:
         self._max_connections = max_connections
         self._inherited = inherited
         self._shared = worker > 0
+        self._spread = worker * _GOLDEN % 1
         self._claims = claims
         self._workers = 1
         self.leads = worker == 0
@@ -232,7 +235,9 @@ class Server:
                     entry.interrupt(Ended(End.TARGET_RESET, "the target is down"))
 
     def _open_missing(self) -> None:
-        for address in _unhurried(self._wanted.keys() - self.listeners.keys()):
+        missing = sorted(self._wanted.keys() - self.listeners.keys())
+        begin = int(len(missing) * self._spread)
+        for address in _unhurried(missing[begin:] + missing[:begin]):
             entrance = self._wanted[address]
             try:
                 sock = self._listen(address, entrance.service.rule.options)
