@@ -276,6 +276,7 @@ def test_of_ten_thousand_problems_each_is_reported(
     live: Live, port: int, backend: socket.socket, journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(log, "_QUEUE_LINES", 1000)
+    monkeypatch.setattr(log, "_LONG_REPORT", 60.0)
     live(row(port, backend) + "1,db,70000\n" * 12_000).ready()
     reported = journal.lines(" is not between 1 and 65535") + journal.lines("no more than 10000 problems")
     assert len(reported) == 10_000

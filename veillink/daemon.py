@@ -305,8 +305,11 @@ class _Process:
         self._tell_others()
 
     def _tell_others(self) -> None:
-        if isinstance(self._shown, FleetReport):
-            self._shown.publish()
+        try:
+            if isinstance(self._shown, FleetReport):
+                self._shown.publish()
+        except Exception:  # what is shown decides nothing
+            self._log.error("unforeseen error", traceback=traceback.format_exc())
         if self._seat is not None:
             self._seat.enter(State(self._report.phase, self._report.reads))
 
@@ -388,7 +391,6 @@ class _Process:
             refused = self._refuse(f"{type(error).__name__}: {error}", ())
             self._file.ask_again()
         self._manager.ready(self._summary() + (f"; the last reload was refused: {refused}" if refused else ""))
-        self._tell_others()
 
     def _apply(self) -> str:
         """Apply the file; with any problem in it, what runs goes on: a typo never takes a rule away. Return why not."""
@@ -399,6 +401,7 @@ class _Process:
             return self._refuse(obstacle, problems)
         changes = self._server.apply(rules)
         self._report.count_reload("applied", ())
+        self._tell_others()
         counts = {field.name: len(getattr(changes, field.name)) for field in fields(changes)}
         listeners = len(self._server.listeners)
         self._say("info", "reloaded", config=self._settings.config, listeners=listeners, **counts)
@@ -407,6 +410,7 @@ class _Process:
     def _refuse(self, why: str, problems: tuple[Problem, ...]) -> str:
         self._say("error", f"not reloaded, the rules stay as they were: {why}")
         self._report.count_reload("refused", problems or (Problem(0, 0, why),))
+        self._tell_others()
         return why
 
     def _stay_alive(self) -> None:

@@ -392,7 +392,9 @@ def test_usr1_shows_the_totals_the_live_connections_and_the_listeners_that_are_d
             source = living.getsockname()[1]
             connection = rf"rule=main client={HOST}:{source} target={HOST}:{target} age=[\d.]+ bytes_in=3 bytes_out=3"
             veillink.wait_for_line(rf" info state of connection id=\d+ {connection}$")
-            veillink.wait_for_line(r" info state connections=1 max_connections=77 log_lines_dropped=0 config_problems=0$")
+            veillink.wait_for_line(
+                r" info state connections=1 max_connections=77 log_lines_dropped=0 config_problems=0$"
+            )
             totals = r"rule=main active=1 total=2 bytes_in=8 bytes_out=8 ends=closed:1$"
             veillink.wait_for_line(rf" info state of rule {totals}")
             veillink.wait_for_line(rf" info state of listener listen={HOST}:{taken} down=.*EADDRINUSE")
