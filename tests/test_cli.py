@@ -132,6 +132,11 @@ def test_a_switch_has_a_variable_and_a_setting_for_either_way(
             assert unknown_variables(os.environ) == ()
 
 
+def test_the_window_is_named_as_the_log_shows_it() -> None:
+    for address in (Address("", 9), Address("127.0.0.1", 9), Address("::1", 9)):
+        assert parser().parse_args([f"--admin={address}"]).admin == (address, "")
+
+
 def test_a_switch_with_another_value_is_wrong_usage(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
