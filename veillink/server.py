@@ -27,10 +27,11 @@ from .net import UnixListener, error_name, listen, set_keepalive, take_over
 from .patience import Patience
 from .pipes import Pipes
 from .pool import Member, Pool
+from .probes import Probes
 from .rules import Diff, diff
 from .session import Service
 from .stream import watch_resets
-from .upstream import Probes, Route
+from .upstream import Route
 
 # Thousands of rules take a while to apply: others get their turn after so many.
 _AT_A_TIME: Final = 100

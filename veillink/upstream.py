@@ -1,4 +1,4 @@
-"""Give a connected stream to a chosen target, or the reason why not; and probe targets.
+"""Give a connected stream to a chosen target, or the reason why not.
 
 Rule: next address, next target, and one time limit for all of them.
 """
@@ -12,7 +12,6 @@ from typing import Any, Final
 
 import gevent
 from gevent.hub import Waiter, get_hub
-from gevent.lock import BoundedSemaphore
 
 from .model import CONNECT_FAILURES, Address, End, Ended, RuleOptions
 from .names import Names
@@ -24,11 +23,8 @@ from .stream import Stream
 _HEAD_START: Final = 0.25
 # A UNIX socket whose queue is full says so at once, and not when there is room (connect(2), EAGAIN): ask again.
 _QUEUE_FULL_PAUSE: Final = 0.01
-# Probes of one target are so far off their interval, at most, that those of many do not march in step.
-_JITTER: Final = 0.1
 
 _ENDS: Final = {errno.ECONNREFUSED: End.CONNECT_REFUSED, errno.ETIMEDOUT: End.CONNECT_TIMEOUT}
-# What this host lacks says nothing about the target.
 _OURS: Final = frozenset({"EMFILE", "ENFILE", "ENOBUFS", "ENOMEM", "EADDRNOTAVAIL", "EADDRINUSE"})
 
 
@@ -50,6 +46,32 @@ class Route:
     turned: Callable[[Member, str], None]
     lost: Callable[[Member], None]
 
+    def failed(self, member: Member, reason: str) -> None:
+        """Count a failed connect. What this host lacks says nothing about the target."""
+        was_up = member.up
+        if reason not in _OURS:
+            self.pool.failed(member, time.monotonic())
+        self._tell(member, was_up, reason)
+
+    def succeeded(self, member: Member) -> None:
+        """Count a target that serves."""
+        was_up = member.up
+        member.count_success()
+        self._tell(member, was_up, "")
+
+    def probed(self, member: Member, failure: str, options: RuleOptions) -> None:
+        """Count a probe, by what has failed, or nothing. What this host lacks says nothing about the target."""
+        was_up, was_down = member.up, member.down
+        if failure not in _OURS:
+            member.count_probe(good=not failure, rise=options.health_rise, fall=options.health_fall)
+        self._tell(member, was_up, failure)
+        if member.down and not was_down:
+            self.lost(member)
+
+    def _tell(self, member: Member, was_up: bool, reason: str) -> None:
+        if member.up is not was_up:
+            self.turned(member, reason)
+
 
 def connect(route: Route, offset: int, client: str, until: float, tried: list[str]) -> tuple[Stream, Address, Member]:
     """Return a stream to one of the targets, the numeric address it is connected to, and the target.
@@ -69,32 +91,27 @@ def connect(route: Route, offset: int, client: str, until: float, tried: list[st
     now = time.monotonic()
     while (member := route.pool.choose(offset, client, now, failed)) is not None:
         try:
-            stream, address = _dial(route, member.address, now + (until - now) / route.pool.untried(failed), tried)
+            stream, address = dial(route, member.address, now + (until - now) / route.pool.untried(failed), tried)
         except BaseException as error:
             member.leave()
             if not isinstance(error, Ended) or error.end not in CONNECT_FAILURES:
                 raise  # the connection was ended from outside
             failure = error
             now = time.monotonic()
-            was_up = member.up
-            if error.detail not in _OURS:
-                route.pool.failed(member, now)
-            _tell(route, member, was_up, error.detail or error.end)
+            route.failed(member, error.detail or error.end)
         else:
-            was_up = member.up
-            member.count_success()
-            _tell(route, member, was_up, "")
+            route.succeeded(member)
             return stream, address, member
         failed.append(member)
     raise failure or Ended(End.NO_TARGET, "every target has weight 0")
 
 
-def _tell(route: Route, member: Member, was_up: bool, reason: str) -> None:
-    if member.up is not was_up:
-        route.turned(member, reason)
+def dial(route: Route, target: Address, until: float, tried: list[str]) -> tuple[Stream, Address]:
+    """Return a stream to this target, and the numeric address it is connected to; see ``connect``.
 
-
-def _dial(route: Route, target: Address, until: float, tried: list[str]) -> tuple[Stream, Address]:
+    Raises:
+        Ended: with the reason of the last failure.
+    """
     if target.is_unix:
         return _dial_unix(target, until, tried), target
     if not target.is_name:
@@ -237,48 +254,3 @@ def _first_decided(attempts: Sequence[_Attempt], until: float) -> _Attempt | Non
             attempt.stop()
         if timer is not None:
             timer.close()
-
-
-class Probes:
-    """Probes all targets of a rule, each in a greenlet of its own, from now until ``stop``.
-
-    Args:
-        route: to the targets.
-        options: how often, how long, and how many count.
-        turn: limits how many probes run at a time.
-        random: returns a number from 0 up to 1.
-    """
-
-    def __init__(self, route: Route, options: RuleOptions, turn: BoundedSemaphore, random: Callable[[], float]) -> None:
-        self._route = route
-        self._options = options
-        self._turn = turn
-        self._random = random
-        self._greenlets = [gevent.spawn(self._probe_forever, member) for member in route.pool.members.values()]
-
-    def stop(self) -> None:
-        """End it; what the targets' states are stays."""
-        gevent.killall(self._greenlets, block=False)
-
-    def _probe_forever(self, member: Member) -> None:
-        options = self._options
-        gevent.sleep(options.health_interval * self._random())
-        while True:
-            failure = self._probe(member.address)
-            was_up, was_down = member.up, member.down
-            if failure not in _OURS:
-                member.count_probe(good=not failure, rise=options.health_rise, fall=options.health_fall)
-            _tell(self._route, member, was_up, failure)
-            if member.down and not was_down:
-                self._route.lost(member)
-            gevent.sleep(options.health_interval * (1 + _JITTER * (2 * self._random() - 1)))
-
-    def _probe(self, address: Address) -> str:
-        """Connect and close; return what failed, or nothing."""
-        with self._turn:
-            try:
-                stream, _ = _dial(self._route, address, time.monotonic() + self._options.health_timeout, [])
-            except Ended as ended:
-                return ended.detail or ended.end
-            stream.close()
-            return ""
