@@ -3,8 +3,9 @@
 import contextlib
 import json
 import os
+import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,6 +35,28 @@ def eventually(condition: Callable[[], _T | None], seconds: float = 5.0) -> _T:
 def open_files() -> int:
     """Return how many descriptors this process has open."""
     return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+
+
+@contextlib.contextmanager
+def no_descriptor_left() -> Iterator[None]:
+    """Let this process open nothing more (EMFILE)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@contextlib.contextmanager
+def no_port_left(listener: socket.socket) -> Iterator[None]:
+    """Let nobody in this thread's own network connect to the listener any more (EADDRNOTAVAIL)."""
+    ports = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    ports.write_text("40000 40001")
+    with socket.socket() as one, socket.socket() as other:
+        for sock in (one, other):
+            sock.connect(listener.getsockname())
+        yield
 
 
 def address_of(sock: socket.socket) -> Address:

@@ -1,21 +1,81 @@
-"""Probe targets: connect to each now and then.
+"""Probe targets: connect to each now and then, and see whether it stays.
 
 Rule: one rule's targets never delay another rule's probes.
 """
 
 import time
-from collections.abc import Callable
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Final
 
 import gevent
-from gevent.lock import BoundedSemaphore
+from gevent.event import Event
 
 from .model import Address, Ended, RuleOptions
+from .net import error_name
 from .pool import Member
+from .stream import Stream
 from .upstream import Route, dial
 
 # Probes of one target are so far off their interval, at most, that those of many do not march in step.
 _JITTER: Final = 0.1
+# Who accepts for others (docker-proxy, a sidecar) hangs up at once when nobody is behind it: how long to wait for that.
+_STAY: Final = 0.05
+_BANNER: Final = 4096  # is read, because closing with unread bytes would send a reset
+
+
+class Places:
+    """How many probes may run at a time, shared by rules.
+
+    A rule gets a place while it holds fewer than are free: alone it has half of them, and a rule that holds none finds
+    one (Choudhury and Hahne 1998, Dynamic Queue Length Thresholds). Those who wait take turns, rule by rule.
+
+    Args:
+        free: how many.
+    """
+
+    def __init__(self, free: int) -> None:
+        self._free = free
+        self._held: Counter[object] = Counter()
+        self._waiting: OrderedDict[object, deque[Event]] = OrderedDict()  # the rule whose turn is next comes first
+
+    @contextmanager
+    def place(self, rule: object) -> Iterator[None]:
+        """Hold a place, once there is one."""
+        mine = Event()
+        self._waiting.setdefault(rule, deque()).append(mine)
+        self._share_out()
+        try:
+            mine.wait()
+            yield
+        finally:
+            self._leave(rule, mine)
+
+    def _share_out(self) -> None:
+        # Few are passed over: only rules that hold places have to wait while some are free.
+        while rule := next((each for each in self._waiting if self._held[each] < self._free), None):
+            self._waiting[rule].popleft().set()
+            self._waiting.move_to_end(rule)
+            self._held[rule] += 1
+            self._free -= 1
+            self._forget(rule)
+
+    def _leave(self, rule: object, mine: Event) -> None:
+        if mine.is_set():
+            self._held[rule] -= 1
+            self._free += 1
+        else:
+            self._waiting[rule].remove(mine)
+        self._forget(rule)
+        self._share_out()
+
+    def _forget(self, rule: object) -> None:
+        """Keep nothing of a rule that has and wants nothing."""
+        if not self._held[rule]:
+            del self._held[rule]
+        if rule in self._waiting and not self._waiting[rule]:
+            del self._waiting[rule]
 
 
 class Probes:
@@ -24,14 +84,14 @@ class Probes:
     Args:
         route: to the targets.
         options: how often, how long, and how many count.
-        turn: limits how many probes run at a time.
+        places: how many probes of all rules may run at a time.
         random: returns a number from 0 up to 1.
     """
 
-    def __init__(self, route: Route, options: RuleOptions, turn: BoundedSemaphore, random: Callable[[], float]) -> None:
+    def __init__(self, route: Route, options: RuleOptions, places: Places, random: Callable[[], float]) -> None:
         self._route = route
         self._options = options
-        self._turn = turn
+        self._places = places
         self._random = random
         self._greenlets = [gevent.spawn(self._probe_forever, member) for member in route.pool.members.values()]
 
@@ -47,11 +107,23 @@ class Probes:
             gevent.sleep(options.health_interval * (1 + _JITTER * (2 * self._random() - 1)))
 
     def _probe(self, address: Address) -> str:
-        """Connect and close; return what failed, or nothing."""
-        with self._turn:
+        """Connect, stay for a moment, and close; return what failed, or nothing."""
+        with self._places.place(self):
             try:
                 stream, _ = dial(self._route, address, time.monotonic() + self._options.health_timeout, [])
             except Ended as ended:
                 return ended.detail or ended.end
-            stream.close()
-            return ""
+            try:
+                return _hangs_up(stream)
+            finally:
+                stream.close()
+
+
+def _hangs_up(stream: Stream) -> str:
+    """Return how the other side ends the connection within a moment, or nothing."""
+    try:
+        with suppress(gevent.Timeout), gevent.Timeout(_STAY):
+            return "" if stream.recv_into(memoryview(bytearray(_BANNER))) else "closed at once"
+    except OSError as error:
+        return error_name(error)
+    return ""

@@ -14,7 +14,6 @@ from typing import Any, Final, TypeVar
 
 import gevent
 from gevent.event import Event
-from gevent.lock import BoundedSemaphore
 
 from .claims import Claims
 from .ledger import Ledger
@@ -27,7 +26,7 @@ from .net import UnixListener, error_name, listen, set_keepalive, take_over
 from .patience import Patience
 from .pipes import Pipes
 from .pool import Member, Pool
-from .probes import Probes
+from .probes import Places, Probes
 from .rules import Diff, diff
 from .session import Service
 from .stream import watch_resets
@@ -97,7 +96,7 @@ class Server:
         self._names = Names(log, descriptors.lookups)
         self._patience = Patience()
         self._pipes = Pipes(descriptors.pipes)
-        self._probing = BoundedSemaphore(descriptors.probes)
+        self._probing = Places(descriptors.probes)
         self._running: dict[_Key, _Running] = {}
         self._wanted: dict[Address, Entrance] = {}
         self._cut = Event()
