@@ -1,5 +1,6 @@
 """Real sockets and a real log around the code under test: one process, one loop."""
 
+import _socket
 import contextlib
 import json
 import os
@@ -21,6 +22,7 @@ from veillink.stream import Stream
 from .system.harness import HOST
 
 _T = TypeVar("_T")
+_Closable = TypeVar("_Closable", socket.socket, _socket.socket)
 
 
 def eventually(condition: Callable[[], _T | None], seconds: float = 5.0) -> _T:
@@ -79,7 +81,7 @@ class Sockets:
 
     def listener(self, host: str = HOST, port: int = 0, backlog: int = 16) -> socket.socket:
         """Return a listening socket; ``accept`` is the test's to call."""
-        sock = self._own(socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET))
+        sock = self.keep(socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET))
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((host, port))
         sock.listen(backlog)
@@ -87,18 +89,18 @@ class Sockets:
 
     def client(self, address: Address) -> socket.socket:
         """Return a socket that is connected to the address."""
-        sock = self._own(socket.socket(socket.AF_INET6 if ":" in address.host else socket.AF_INET))
+        sock = self.keep(socket.socket(socket.AF_INET6 if ":" in address.host else socket.AF_INET))
         sock.connect((address.host, address.port))
         return sock
 
     def accept(self, listener: socket.socket) -> socket.socket:
         """Return the next one who connects."""
-        return self._own(listener.accept()[0])
+        return self.keep(listener.accept()[0])
 
     def pair(self, buffers: int = 0) -> tuple[Stream, socket.socket]:
         """Return a stream and its peer; ``buffers`` makes what the kernel holds between them small."""
         with socket.socket() as listener:
-            peer = self._own(socket.socket())
+            peer = self.keep(socket.socket())
             for sock in (listener, peer) if buffers else ():
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffers)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffers)
@@ -115,7 +117,8 @@ class Sockets:
         self.client(address)
         return address
 
-    def _own(self, sock: socket.socket) -> socket.socket:
+    def keep(self, sock: _Closable) -> _Closable:
+        """Close it when the test is over."""
         self._stack.callback(sock.close)
         return sock
 

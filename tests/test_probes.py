@@ -134,7 +134,7 @@ def target(request: pytest.FixtureRequest, sockets: Sockets, tmp_path: Path) -> 
     if request.param == "tcp":
         listener = sockets.listener()
         return listener, address_of(listener)
-    listener = sockets._own(socket.socket(socket.AF_UNIX))
+    listener = sockets.keep(socket.socket(socket.AF_UNIX))
     path = str(tmp_path / "target")
     listener.bind(path)
     listener.listen(16)

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import gevent
 from gevent.hub import Waiter, get_hub
 
+from . import unix_queue
 from .model import CONNECT_FAILURES, Address, End, Ended, RuleOptions
 from .names import Names
 from .net import error_name, is_connected, numeric, start_connect
@@ -21,10 +21,12 @@ from .stream import Stream
 
 # RFC 8305, section 5: the head start of one address before the next is tried beside it, in seconds.
 _HEAD_START: Final = 0.25
-# A UNIX socket whose queue is full says so at once, and not when there is room (connect(2), EAGAIN): ask again.
-_QUEUE_FULL_PAUSE: Final = 0.01
 
-_ENDS: Final = {errno.ECONNREFUSED: End.CONNECT_REFUSED, errno.ETIMEDOUT: End.CONNECT_TIMEOUT}
+_ENDS: Final = {
+    errno.ECONNREFUSED: End.CONNECT_REFUSED,
+    errno.ETIMEDOUT: End.CONNECT_TIMEOUT,
+    errno.EAGAIN: End.CONNECT_TIMEOUT,
+}
 _OURS: Final = frozenset({"EMFILE", "ENFILE", "ENOBUFS", "ENOMEM", "EADDRNOTAVAIL", "EADDRINUSE"})
 
 
@@ -130,17 +132,11 @@ def dial(route: Route, target: Address, until: float, tried: list[str]) -> tuple
 
 
 def _dial_unix(address: Address, until: float, tried: list[str]) -> Stream:
-    while True:
-        try:
-            return Stream(start_connect(*numeric(address)))
-        except BlockingIOError:
-            if time.monotonic() >= until:
-                tried.append(f"{address} EAGAIN")
-                raise Ended(End.CONNECT_TIMEOUT, "EAGAIN") from None
-            gevent.sleep(_QUEUE_FULL_PAUSE)
-        except OSError as error:
-            tried.append(f"{address} {error_name(error)}")
-            raise _ended(error) from None
+    try:
+        return Stream(unix_queue.connect(*numeric(address), until))
+    except OSError as error:
+        tried.append(f"{address} {error_name(error)}")
+        raise _ended(error) from None
 
 
 def _ended(error: OSError) -> Ended:
