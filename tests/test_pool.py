@@ -267,6 +267,14 @@ def test_a_target_that_was_out_gets_one_connection_to_prove_itself() -> None:
     assert [chosen(pool, now=22) for _ in range(6)].count(a) == 3
 
 
+def test_failures_from_before_a_target_was_out_count_no_more_once_it_has_served() -> None:
+    pool = a_pool(*targets(1, 1), max_fails=3, fail_timeout=10)
+    a, _ = pool.members.values()
+    assert failing(pool, a, 1, 2, 3) == [False, False, True]
+    a.count_success()
+    assert failing(pool, a, 4, 5, 6) == [False, False, True]
+
+
 def test_a_lone_target_is_never_taken_out() -> None:
     pool = a_pool(*targets(1, 0), max_fails=1)
     (a, _) = pool.members.values()

@@ -1,8 +1,11 @@
 """Tests of one client's story, from its first byte to its access line."""
 
+import contextlib
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from time import sleep as stdlib_sleep
 from typing import Any
 
@@ -18,7 +21,7 @@ from veillink.names import Names
 from veillink.net import adopt, readable
 from veillink.patience import Patience
 from veillink.pipes import Pipes
-from veillink.pool import Pool
+from veillink.pool import Member, Pool
 from veillink.relay import Relay
 from veillink.session import Service, _Interrupt, serve
 from veillink.stream import Stream
@@ -40,10 +43,21 @@ class Front:
         self.ledger = Ledger()
         self.patience = Patience()
         self.book = Names(journal.log, 8)
+        self.turned: list[tuple[Address, str]] = []
         rule = Rule("web", LISTEN, 3, targets, options)
-        route = Route(Pool(rule, lambda: 0.5), self.book, 16, lambda member, reason: None, lambda member: None)
+        route = Route(Pool(rule, lambda: 0.5), self.book, 16, self._turned, lambda member: None)
         self.service = Service(rule, route, self.ledger, self.patience, Pipes(2), journal.log)
         self._listener = sockets.listener()
+
+    def _turned(self, member: Member, reason: str) -> None:
+        self.turned.append((member.address, reason))
+
+    def fail(self, target: Address) -> Member:
+        """Let connects to a target have failed, and return it."""
+        member = self.service.route.pool.members[target]
+        while not member.failing:
+            self.service.route.pool.failed(member, time.monotonic())
+        return member
 
     def client(self, offset: int = 0) -> socket.socket:
         """Return the socket of a client that is being served."""
@@ -363,6 +377,156 @@ def test_a_drain_cuts_it_wherever_it_is(
     entry.interrupt(Ended(End.DRAINED))
     assert [is_reset(sock) for sock in far] == [True] * len(far)
     assert front.access()["end"] == End.DRAINED
+
+
+# --- targets that are connected and do not serve ---------------------------------------------------------------------
+
+
+def serving(sockets: Sockets, behaviour: Callable[[socket.socket], object], *, unix: str = "") -> Address:
+    """Return the address of a target that does this with everybody who connects."""
+    if unix:
+        listener = sockets.keep(socket.socket(socket.AF_UNIX))
+        listener.bind(unix)
+        listener.listen()
+    else:
+        listener = sockets.listener()
+
+    def accept_all() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                spawn_raw(behaviour, sockets.accept(listener))
+
+    spawn_raw(accept_all)
+    return Address(f"unix:{unix}", 0) if unix else address_of(listener)
+
+
+def answer(sock: socket.socket) -> None:
+    read_to_eof(sock)
+    sock.sendall(b"answer")
+    sock.close()
+
+
+def take(sock: socket.socket) -> None:
+    read_to_eof(sock)
+    sock.close()
+
+
+def answer_and_reset(sock: socket.socket) -> None:
+    sock.sendall(b"answer")
+    sock.recv(1)
+    reset(sock)
+
+
+def close_unread(sock: socket.socket) -> None:
+    """Wait for a byte and close without reading it: that is a reset, on a UNIX socket too."""
+    sock.recv(1, socket.MSG_PEEK)
+    sock.close()
+
+
+def wait(sock: socket.socket) -> None:
+    gevent.sleep(60)
+
+
+def visit(front: Front, says: bytes = b"question") -> End:
+    """Be a client from beginning to end, and return how it ended."""
+    before = len(front.journal.access())
+    with front.client() as client, contextlib.suppress(OSError):
+        client.sendall(says)
+        client.shutdown(socket.SHUT_WR)
+        read_to_eof(client)
+    return End(eventually(lambda: front.journal.access()[before:])[0]["end"])
+
+
+@pytest.mark.parametrize("kind", ["resets", "closes unread", "closes unread, unix"])
+def test_a_target_that_resets_before_its_first_byte_is_taken_out(
+    kind: str, forward: Forward, sockets: Sockets, tmp_path: Path
+) -> None:
+    behaviour = reset if kind == "resets" else close_unread
+    bad = serving(sockets, behaviour, unix=str(tmp_path / "x") if "unix" in kind else "")
+    good = serving(sockets, answer)
+    front = forward(bad, good, max_fails=2, fail_timeout=60)
+    ends = Counter(visit(front) for _ in range(12))
+    assert ends == {End.TARGET_RESET: 2, End.CLOSED: 10}
+    assert front.turned == [(bad, "ECONNRESET")]
+
+
+def test_a_target_that_accepts_and_resets_does_not_come_back_by_being_connected(
+    forward: Forward, sockets: Sockets
+) -> None:
+    bad, good = serving(sockets, reset), serving(sockets, answer)
+    front = forward(bad, good, max_fails=2, fail_timeout=0.1)
+    while len(front.journal.access()) < 20:
+        visit(front)
+        gevent.sleep(0.02)
+    assert front.turned == [(bad, "ECONNRESET")]
+    assert Counter(line["end"] for line in front.journal.access())["target_reset"] >= 3, "it was never tried again"
+
+
+@pytest.mark.parametrize("behaviour", [answer, take, answer_and_reset])
+def test_a_target_that_serves_again_is_back(
+    behaviour: Callable[[socket.socket], None], forward: Forward, sockets: Sockets
+) -> None:
+    target = serving(sockets, behaviour)
+    front = forward(target, address_of(sockets.listener()), fail_timeout=60)
+    member = front.fail(target)
+    member.try_again(float("-inf"))
+    visit(front)
+    assert front.turned == [(target, "")]
+
+
+def test_a_target_that_was_out_and_keeps_a_silent_client_for_a_moment_is_back(
+    forward: Forward, sockets: Sockets
+) -> None:
+    target = serving(sockets, wait)
+    front = forward(target, address_of(sockets.listener()), fail_timeout=60)
+    front.fail(target).try_again(float("-inf"))
+    client = front.client()
+    began = time.monotonic()
+    eventually(lambda: front.turned)
+    assert time.monotonic() - began >= 0.045
+    assert front.turned == [(target, "")]
+    client.close()
+
+
+@pytest.mark.parametrize("says", [b"", b"question"])
+def test_a_client_that_leaves_at_once_proves_nothing_either_way(
+    says: bytes, forward: Forward, sockets: Sockets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "_TICK", 10)
+    target = serving(sockets, wait)
+    front = forward(target, address_of(sockets.listener()), max_fails=1, fail_timeout=60)
+    member = front.fail(target)
+    for failing in (True, False):
+        member.failing = failing
+        member.try_again(float("-inf"))
+        client = front.client()
+        client.sendall(says)
+        eventually(lambda: all(entry.connected for entry in front.ledger.live.values()))
+        reset(client)
+        eventually(lambda: not front.ledger.live)
+        assert member.failing is failing
+    assert front.turned == []
+
+
+def test_resets_after_the_first_byte_take_no_target_out(forward: Forward, sockets: Sockets) -> None:
+    target = serving(sockets, answer_and_reset)
+    front = forward(target, serving(sockets, answer), max_fails=1)
+    assert Counter(visit(front) for _ in range(6))[End.TARGET_RESET] == 3
+    assert front.turned == []
+
+
+def test_connections_that_are_cut_because_their_target_is_down_are_no_failures_of_it(
+    forward: Forward, sockets: Sockets
+) -> None:
+    target = serving(sockets, wait)
+    front = forward(target, address_of(sockets.listener()), max_fails=1)
+    member = front.service.route.pool.members[target]
+    front.client()
+    (entry,) = eventually(lambda: [entry for entry in front.ledger.live.values() if entry.connected])
+    member.down = True
+    entry.interrupt(Ended(End.TARGET_RESET, "the target is down"))
+    assert front.access()["end"] == End.TARGET_RESET
+    assert not member.failing
 
 
 # --- what nobody has foreseen ----------------------------------------------------------------------------------------

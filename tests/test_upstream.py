@@ -4,21 +4,23 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import gevent
 import pytest
 from gevent import socket
 
 from veillink import names, upstream
-from veillink.model import Address, End, Ended, Rule, Target
+from veillink.model import Address, End, Ended, Rule, RuleOptions, Target
 from veillink.names import Names
 from veillink.net import _OPTIONS
 from veillink.pool import Pool
 from veillink.stream import Stream
 from veillink.upstream import Route
 
-from .sockets import Journal, Sockets, address_of, eventually, open_files
+from .sockets import Journal, Sockets, address_of, eventually, no_descriptor_left, no_port_left, open_files
 from .system.harness import HOST, free_port
+from .system.namespace import Network
 
 FOREVER = float("inf")
 NOT_CONNECTABLE = Address("fe80::1", 80)  # a link-local address without its zone: EINVAL at once
@@ -280,6 +282,43 @@ def test_without_a_usable_target_there_is_none(targets: tuple[Target, ...], conn
 def test_a_listener_in_a_range_leads_to_its_own_port(fixed: bool, connect: Connect, live: Address) -> None:
     target = Target(Address(live.host, live.port - (0 if fixed else 7)), fixed=fixed)
     assert connect(target, offset=7).address == live
+
+
+@pytest.fixture
+def down() -> list[str]:
+    """Why targets have gone out."""
+    return []
+
+
+@pytest.fixture
+def route(book: Names, down: list[str]) -> Callable[..., Route]:
+    """Make a route to targets that one failure takes out."""
+
+    def _route(*targets: Address) -> Route:
+        rule = Rule("web", Address("", 80), 1, tuple(map(Target, targets)), RuleOptions(max_fails=1))
+        return Route(Pool(rule, lambda: 0.5), book, 16, lambda member, why: down.append(why), lambda member: None)
+
+    return _route
+
+
+def test_what_this_host_lacks_takes_no_target_out(
+    route: Callable[..., Route], down: list[str], live: Address, tmp_path: Path
+) -> None:
+    way, tried = route(live, Address(f"unix:{tmp_path}/x", 0)), list[str]()
+    with no_descriptor_left(), pytest.raises(Ended) as caught:
+        upstream.connect(way, 0, HOST, FOREVER, tried)
+    assert (caught.value.end, caught.value.detail) == (End.CONNECT_FAILED, "EMFILE")
+    assert [entry.split()[-1] for entry in tried] == ["EMFILE", "EMFILE"]
+    assert down == []
+
+
+def test_a_lack_of_free_ports_takes_no_target_out(route: Callable[..., Route], down: list[str]) -> None:
+    with Network() as network, network.inside(), socket.create_server((HOST, 0)) as listener:
+        way = route(address_of(listener), Address("127.0.0.2", 1))
+        with no_port_left(listener), pytest.raises(Ended) as caught:
+            upstream.connect(way, 0, HOST, FOREVER, [])
+    assert caught.value.end is End.CONNECT_REFUSED  # at the other one, which is to blame
+    assert down == ["ECONNREFUSED"]
 
 
 # --- targets with a name ---------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ class Member:
     """What is known of one target at one address, from reload to reload.
 
     ``address``: host and port, as the rules have it. ``active``: its connections, those being connected included.
-    ``down``: it does not answer its probes. ``failing``: it was taken out for failed connects, and none has succeeded
+    ``down``: it does not answer its probes. ``failing``: it was taken out for failed connects, and has served nobody
     since.
     """
 
@@ -55,7 +55,7 @@ class Member:
         self.down = self.down and probes
 
     def count_failure(self, now: float, most: int, window: float) -> None:
-        """Count a failed connect at ``now`` (monotonic seconds); ``most`` within ``window`` seconds take it out."""
+        """Count a failure at ``now`` (monotonic seconds); ``most`` within ``window`` seconds take it out."""
         if now - self._since > window:
             self._since, self._failures = now, 0
         self._failures += 1
@@ -64,7 +64,7 @@ class Member:
             self._out_since = now
 
     def count_success(self) -> None:
-        """Count a connect that succeeded."""
+        """Count a connection that was served; failures before it are forgotten if they had taken it out."""
         if self.failing:
             self.failing = False
             self._failures = 0
@@ -136,7 +136,7 @@ class Pool:
         return self._tries - len(tried)
 
     def failed(self, member: Member, now: float) -> None:
-        """Heed a failed connect. A lone target is never taken out."""
+        """Heed a failure. A lone target is never taken out."""
         if self._counts_failures:
             member.count_failure(now, self._rule.options.max_fails, self._rule.options.fail_timeout)
 

@@ -20,6 +20,7 @@ from .pipes import Pipes
 from .pool import Member
 from .relay import Relay
 from .stream import Stream
+from .trial import Trial, judge
 from .upstream import Route, connect
 
 _SILENCE: Final = frozenset({End.IDLE_TIMEOUT, End.HALF_CLOSE_TIMEOUT})
@@ -76,13 +77,19 @@ def serve(
     client = Stream(sock)
     entry = service.ledger.open(service.rule.name, peer, listen, opened, interrupt)
     target: Stream | None = None
+    member: Member | None = None
+    trial: Trial | None = None
     end = End.INTERNAL
     try:
         if cut:
             raise Ended(End.DRAINED)
         refuse_loop(client, entry, service.ledger)
-        target, entry.member = _connect(client, entry, offset, service)
+        target, member = _connect(client, entry, offset, service)
+        entry.member = member
         add_leg(target, entry, service.ledger)
+        if member.failing:
+            trial = Trial(member, service.route, time.monotonic())
+            service.patience.watch(trial)
         Relay(client, target, entry, service.rule.options, service.patience, service.pipes).run()
         end = End.CLOSED
     except Ended as ended:
@@ -93,8 +100,11 @@ def serve(
     finally:
         interrupt.armed = False
         _part(client, target, entry, end)
-        if entry.member is not None:
-            entry.member.leave()
+        if trial is not None:
+            service.patience.forget(trial)
+        if member is not None:
+            judge(member, service.route, entry, end, on_trial=trial is not None)
+            member.leave()
         now = time.monotonic()
         service.ledger.close(entry, end, now)
         if service.log.access_lines:

@@ -49,14 +49,14 @@ class Route:
     lost: Callable[[Member], None]
 
     def failed(self, member: Member, reason: str) -> None:
-        """Count a failed connect. What this host lacks says nothing about the target."""
+        """Count a failed connect, or one that was worth nothing. What this host lacks says nothing about the target."""
         was_up = member.up
         if reason not in _OURS:
             self.pool.failed(member, time.monotonic())
         self._tell(member, was_up, reason)
 
     def succeeded(self, member: Member) -> None:
-        """Count a target that serves."""
+        """Count a connection that has proved that its target serves."""
         was_up = member.up
         member.count_success()
         self._tell(member, was_up, "")
@@ -102,7 +102,6 @@ def connect(route: Route, offset: int, client: str, until: float, tried: list[st
             now = time.monotonic()
             route.failed(member, error.detail or error.end)
         else:
-            route.succeeded(member)
             return stream, address, member
         failed.append(member)
     raise failure or Ended(End.NO_TARGET, "every target has weight 0")
