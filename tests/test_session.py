@@ -61,12 +61,20 @@ class Front:
 
     def client(self, offset: int = 0) -> socket.socket:
         """Return the socket of a client that is being served."""
-        client = self.sockets.client(address_of(self._listener))
+        client = self.waiting()
+        self.accept(offset)
+        return client
+
+    def waiting(self) -> socket.socket:
+        """Return the socket of a client that waits to be accepted."""
+        return self.sockets.client(address_of(self._listener))
+
+    def accept(self, offset: int = 0) -> None:
+        """Begin to serve the next client."""
         accepted, peer = self._listener.accept()
         sock = adopt(accepted.detach(), socket.AF_INET)
         spawn_raw(serve, sock, readable(peer), Address("", 8000 + offset), offset, self.service)
         gevent.sleep(0)
-        return client
 
     def connected(self, backend: socket.socket) -> tuple[socket.socket, socket.socket]:
         """Return both ends of a connection that is being relayed."""
@@ -238,6 +246,36 @@ def test_a_client_that_leaves_while_the_target_is_being_connected_ends_the_attem
     assert front.access()["end"] == End.CLIENT_LEFT
     assert open_files() == before - 3
     assert front.journal.lines("cannot reach") == []
+
+
+@pytest.mark.parametrize("says", [b"", b"something"])
+def test_a_client_that_was_reset_while_it_waited_to_be_accepted_reaches_no_target(
+    says: bytes, forward: Forward, sockets: Sockets, backend: socket.socket
+) -> None:
+    front = forward(address_of(backend))
+    client = front.waiting()
+    client.sendall(says)
+    reset(client)
+    front.accept()
+    line = front.access()
+    assert (line["end"], line["target"], line["tried"]) == (End.CLIENT_LEFT, None, None)
+    backend.settimeout(0)
+    with pytest.raises(BlockingIOError):
+        backend.accept()
+
+
+def test_a_client_that_has_finished_while_it_waited_to_be_accepted_is_served(
+    forward: Forward, sockets: Sockets, backend: socket.socket
+) -> None:
+    front = forward(address_of(backend))
+    client = front.waiting()
+    client.sendall(b"last words")
+    client.shutdown(socket.SHUT_WR)
+    front.accept()
+    target = sockets.accept(backend)
+    assert read_to_eof(target) == b"last words"
+    target.close()
+    assert front.access()["end"] == End.CLOSED
 
 
 def test_a_client_that_leaves_just_after_the_target_was_connected_has_reset(

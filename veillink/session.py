@@ -136,6 +136,8 @@ class _Connecting:
 
 
 def _connect(client: Stream, entry: Entry, offset: int, service: Service) -> tuple[Stream, Member]:
+    if client.was_reset():  # as it waited in the kernel's queue: accept(2) does not tell
+        raise Ended(End.CLIENT_LEFT)
     options, patience = service.rule.options, service.patience
     limit = options.connect_timeout
     until = entry.opened + limit if limit else float("inf")

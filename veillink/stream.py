@@ -214,6 +214,10 @@ class Stream:
         with contextlib.suppress(OSError):  # it is gone already, which the next read tells
             set_keepalive(self._socket, seconds)
 
+    def was_reset(self) -> bool:
+        """Return whether it has been reset already; this is told once (SO_ERROR in socket(7))."""
+        return bool(self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+
     def on_reset(self, told: Callable[[], None]) -> None:
         """Call ``told`` from the hub when the connection is reset, even while nobody reads. The last given counts."""
         self._watched = True

@@ -586,7 +586,7 @@ def test_when_one_of_two_redis_servers_is_killed_under_traffic_whoever_connects_
     lines = veillink.access(len(served) + len(failed))
     tried = sum(line["tried"] is not None for line in lines)
     cut = sum(line["end"] == "target_reset" and not line["bytes_out"] for line in lines)  # while they waited for PONG
-    assert 3 <= tried + cut
+    assert tried + cut >= 3
     assert tried <= 3 + len(threads)
 
 
