@@ -78,6 +78,7 @@ OPTIONS: list[tuple[str, str, str, Any]] = [
     ("--socket-mode=0600", "VEILLINK_SOCKET_MODE=0600", "socket-mode = 0600", 0o600),
     ("--balance=source", "VEILLINK_BALANCE=source", "balance = source", "source"),
     ("--retries=2", "VEILLINK_RETRIES=2", "retries = 2", 2),
+    ("--retry-interval=1s", "VEILLINK_RETRY_INTERVAL=1s", "retry-interval = 1s", 1.0),
     ("--max-fails=1", "VEILLINK_MAX_FAILS=1", "max-fails = 1", 1),
     ("--fail-timeout=5s", "VEILLINK_FAIL_TIMEOUT=5s", "fail-timeout = 5s", 5.0),
     ("--health=tcp", "VEILLINK_HEALTH=tcp", "health = tcp", "tcp"),

@@ -545,6 +545,7 @@ def test_a_faulty_header_column_is_ignored() -> None:
         ("idle_timeout=5", 4, 'idle_timeout: "5" is not a duration: write 250ms, 5s, 2m, 1h or 0'),
         ("keepalive=999ms", 4, 'keepalive: "999ms" is not between 1s and 9h, nor 0'),
         ("keepalive=10h", 4, "keepalive: "),
+        ("retry_interval=9ms", 4, 'retry_interval: "9ms" is less than 10ms'),
         ("dns_refresh=0", 4, 'dns_refresh: "0" is less than 1s'),
         ("dns_refresh=999ms", 4, "dns_refresh: "),
     ],
@@ -557,7 +558,16 @@ def test_faulty_options(cells: str, column: int, part: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "cell", ["weight=1000", "weight=0", "name=" + "é" * 100, "keepalive=9h", "keepalive=1s", "dns_refresh=1s"]
+    "cell",
+    [
+        "weight=1000",
+        "weight=0",
+        "name=" + "é" * 100,
+        "keepalive=9h",
+        "keepalive=1s",
+        "dns_refresh=1s",
+        "retry_interval=10ms",
+    ],
 )
 def test_the_edges_of_options_are_in(cell: str) -> None:
     assert good(f"8080,host,80,{cell}")

@@ -45,7 +45,8 @@ class Front:
         self.book = Names(journal.log, 8)
         self.turned: list[tuple[Address, str]] = []
         rule = Rule("web", LISTEN, 3, targets, options)
-        route = Route(Pool(rule, lambda: 0.5), self.book, 16, self._turned, lambda member: None)
+        pool = Pool(rule, lambda: 0.5)
+        route = Route(pool, self.book, 16, self._turned, lambda member: None, options.retry_interval)
         self.service = Service(rule, route, self.ledger, self.patience, Pipes(2), journal.log)
         self._listener = sockets.listener()
 
@@ -276,6 +277,18 @@ def test_a_client_that_has_finished_while_it_waited_to_be_accepted_is_served(
     assert read_to_eof(target) == b"last words"
     target.close()
     assert front.access()["end"] == End.CLOSED
+
+
+def test_a_client_that_leaves_while_its_target_is_tried_again_and_again_ends_that(
+    forward: Forward, sockets: Sockets
+) -> None:
+    refusing = Address(HOST, free_port())
+    front = forward(refusing, connect_timeout=0, retry_interval=0.01)
+    client = front.client()
+    gevent.sleep(0.1)
+    reset(client)
+    line = front.access()
+    assert (line["end"], line["tried"]) == (End.CLIENT_LEFT, f"{refusing} ECONNREFUSED")
 
 
 def test_a_client_that_leaves_just_after_the_target_was_connected_has_reset(

@@ -71,9 +71,10 @@ def race(book: Names) -> Race:
 
 @pytest.fixture
 def connect(book: Names) -> Connect:
-    def _connect(*targets: Target, seconds: float = FOREVER, offset: int = 0) -> Outcome:
+    def _connect(*targets: Target, seconds: float = FOREVER, offset: int = 0, retry_interval: float = 0) -> Outcome:
         rule = Rule("web", Address("", 80), offset + 1, targets)
-        route = Route(Pool(rule, lambda: 0.5), book, 16, lambda member, reason: None, lambda member: None)
+        pool = Pool(rule, lambda: 0.5)
+        route = Route(pool, book, 16, lambda member, reason: None, lambda member: None, retry_interval)
         return outcome(lambda until, tried: upstream.connect(route, offset, HOST, until, tried)[:2], seconds)
 
     return _connect
@@ -284,6 +285,56 @@ def test_a_listener_in_a_range_leads_to_its_own_port(fixed: bool, connect: Conne
     assert connect(target, offset=7).address == live
 
 
+@pytest.mark.parametrize("returns", ["first", "backup", "unix"])
+def test_when_all_have_refused_they_are_tried_again_until_one_is_there(
+    returns: str, book: Names, sockets: Sockets, tmp_path: Path
+) -> None:
+    at = {name: Address(HOST, free_port()) for name in ("first", "backup")}
+    at["unix"] = Address(f"unix:{tmp_path}/x", 0)
+    targets = (Target(at["first"]), Target(at["unix"]), Target(at["backup"], backup=True))
+    pool = Pool(Rule("web", Address("", 80), 1, targets, RuleOptions(max_fails=1)), lambda: 0.5)
+    route = Route(pool, book, 16, lambda member, reason: None, lambda member: None, 0.01)
+    tried: list[str] = []
+    attempt = gevent.spawn(upstream.connect, route, 0, HOST, FOREVER, tried)
+    gevent.sleep(0.1)  # for some tries: by now all are out, and asked all the same
+    assert not attempt.ready()
+    if returns == "unix":
+        listener = sockets.keep(socket.socket(socket.AF_UNIX))
+        listener.bind(at["unix"].path)
+        listener.listen()
+    else:
+        sockets.listener(port=at[returns].port)
+    stream, address, _ = attempt.get()
+    stream.close()
+    assert address == at[returns]
+    failures = {f"{at['first']} ECONNREFUSED", f"{at['unix']} ENOENT", f"{at['backup']} ECONNREFUSED"}
+    assert set(tried) == failures
+    assert len(tried) == 3
+
+
+def test_trying_again_ends_with_the_time_for_it(connect: Connect, refusing: Address) -> None:
+    lost = connect(Target(refusing), seconds=0.2, retry_interval=0.05)
+    assert (lost.end, lost.tried) == (End.CONNECT_REFUSED, [f"{refusing} ECONNREFUSED"])
+    assert lost.seconds >= 0.1
+
+
+def test_who_cannot_try_again_in_time_is_told_at_once(connect: Connect, refusing: Address) -> None:
+    lost = connect(Target(refusing), seconds=60, retry_interval=61)
+    assert lost.end is End.CONNECT_REFUSED
+    assert lost.seconds < 30
+
+
+def test_what_can_never_be_is_not_tried_again(connect: Connect, live: Address) -> None:
+    assert connect(Target(live, weight=0), retry_interval=0.01).end is End.NO_TARGET
+
+
+def test_a_connection_that_is_ended_from_outside_is_not_tried_again(connect: Connect, refusing: Address) -> None:
+    attempt = gevent.spawn(connect, Target(refusing), retry_interval=0.01)
+    gevent.sleep(0.1)
+    attempt.kill(Ended(End.DRAINED))
+    assert (attempt.get().end, attempt.get().tried) == (End.DRAINED, [f"{refusing} ECONNREFUSED"])
+
+
 @pytest.fixture
 def down() -> list[str]:
     """Why targets have gone out."""
@@ -351,6 +402,16 @@ def test_a_name_that_is_not_found_is_the_reason_if_nothing_else_is_left(
 ) -> None:
     lost = connect(Target(Address("nowhere", 80)))
     assert (lost.end, lost.tried) == (End.NAME_NOT_FOUND, ["nowhere:80 name_not_found"])
+
+
+def test_a_name_that_is_not_found_is_looked_up_again(
+    connect: Connect, hosts: dict[str, tuple[str, ...]], live: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(names, "_RETRY", 0.0)
+    attempt = gevent.spawn(connect, Target(Address("db", live.port)), retry_interval=0.01)
+    gevent.sleep(0.1)
+    hosts["db"] = (live.host,)
+    assert (attempt.get().address, attempt.get().tried) == (live, [f"db:{live.port} name_not_found"])
 
 
 def test_the_look_up_takes_from_the_same_time(connect: Connect, monkeypatch: pytest.MonkeyPatch, live: Address) -> None:

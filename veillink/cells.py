@@ -68,6 +68,13 @@ def _at_least_100ms(text: str) -> float:
     return seconds
 
 
+def _retry_interval(text: str) -> float:
+    seconds = parse_duration(text)
+    if 0 < seconds < 0.01:
+        raise ValueError(f"{shown(text)} is less than 10ms")
+    return seconds
+
+
 def number(least: int, most: int) -> Callable[[str], int]:
     """Return a parser of whole numbers in plain digits, with both limits allowed."""
 
@@ -151,6 +158,7 @@ OPTIONS = (
     Option("socket_mode", _mode, "rule", "0660", "permissions of the UNIX socket to listen on"),
     Option("balance", _one_of(Balance), "rule", "round_robin", f"who gets the next client: {', '.join(Balance)}"),
     Option("retries", number(0, 1000), "rule", "1000", "further targets to try when one cannot be had, 0 to 1000"),
+    Option("retry_interval", _retry_interval, "rule", "0", "when all fail, try again after this, from 10ms; 0 is off"),
     Option("max_fails", number(0, 1000), "rule", "3", "failed connects within fail_timeout that take a target out"),
     Option("fail_timeout", _at_least_100ms, "rule", "10s", "how long it stays out, at least 100ms"),
     Option("health", _one_of(Health), "rule", "off", "tcp: probe the targets by connecting to them; off"),

@@ -122,6 +122,7 @@ class RuleOptions:
         socket_mode: the permissions of the listener's UNIX socket.
         balance: who gets the next connection.
         retries: how many further targets a client may try.
+        retry_interval: after which a client tries again when none of them could be connected.
         max_fails: failed connects within ``fail_timeout`` that take a target out for as long; 0 never does.
         fail_timeout: see there.
         health: how targets are probed.
@@ -142,6 +143,7 @@ class RuleOptions:
     socket_mode: int = 0o660
     balance: Balance = Balance.ROUND_ROBIN
     retries: int = 1000
+    retry_interval: float = 0.0
     max_fails: int = 3
     fail_timeout: float = 10.0
     health: Health = Health.OFF

@@ -210,7 +210,12 @@ class Server:
         """Return a rule's new form; targets that stay keep their state, and its connections go on counting."""
         pool = Pool(rule, random.random, last.service.route.pool.members if last else {})
         route = Route(
-            pool, self._names, self._descriptors.beside, partial(self._turned, rule), partial(self._lost, rule)
+            pool,
+            self._names,
+            self._descriptors.beside,
+            partial(self._turned, rule),
+            partial(self._lost, rule),
+            rule.options.retry_interval,
         )
         service = Service(rule, route, self.ledger, self._patience, self._pipes, self._log)
         gate = last.gate if last else Gate(self.gate)

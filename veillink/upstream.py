@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import gevent
 from gevent.hub import Waiter, get_hub
 
 from . import unix_queue
@@ -27,6 +28,7 @@ _ENDS: Final = {
     errno.ETIMEDOUT: End.CONNECT_TIMEOUT,
     errno.EAGAIN: End.CONNECT_TIMEOUT,
 }
+# What this host lacks says nothing about the target.
 _OURS: Final = frozenset({"EMFILE", "ENFILE", "ENOBUFS", "ENOMEM", "EADDRNOTAVAIL", "EADDRINUSE"})
 
 
@@ -40,6 +42,7 @@ class Route:
         most_beside: how many descriptors all connections together may use to try addresses side by side.
         turned: is told when a target went out (with the reason) or came back (with nothing).
         lost: is told when a target's probes have failed.
+        retry_interval: seconds after which to try again when no target could be connected; 0 never does.
     """
 
     pool: Pool
@@ -47,9 +50,10 @@ class Route:
     most_beside: int
     turned: Callable[[Member, str], None]
     lost: Callable[[Member], None]
+    retry_interval: float = 0.0
 
     def failed(self, member: Member, reason: str) -> None:
-        """Count a failed connect, or one that was worth nothing. What this host lacks says nothing about the target."""
+        """Count a failed connect, or one that was worth nothing."""
         was_up = member.up
         if reason not in _OURS:
             self.pool.failed(member, time.monotonic())
@@ -62,7 +66,7 @@ class Route:
         self._tell(member, was_up, "")
 
     def probed(self, member: Member, failure: str, options: RuleOptions) -> None:
-        """Count a probe, by what has failed, or nothing. What this host lacks says nothing about the target."""
+        """Count a probe, by what has failed, or nothing."""
         was_up, was_down = member.up, member.down
         if failure not in _OURS:
             member.count_probe(good=not failure, rise=options.health_rise, fall=options.health_fall)
@@ -83,11 +87,27 @@ def connect(route: Route, offset: int, client: str, until: float, tried: list[st
         offset: of the listener in its rule's range of ports.
         client: the host that the client comes from.
         until: monotonic seconds at which to give up; each target gets an equal share of what is left.
-        tried: gets ``address errno`` of each failed try.
+        tried: gets ``address errno`` of each failed try; what comes again and again, once.
 
     Raises:
         Ended: with the reason of the last failure.
     """
+    while True:
+        try:
+            return _connect_once(route, offset, client, until, tried)
+        except Ended as ended:
+            again = route.retry_interval and ended.end in CONNECT_FAILURES and ended.end is not End.NO_TARGET
+            if not again or time.monotonic() + route.retry_interval >= until:
+                raise
+        finally:
+            tried[:] = dict.fromkeys(tried)
+        gevent.sleep(route.retry_interval)
+
+
+def _connect_once(
+    route: Route, offset: int, client: str, until: float, tried: list[str]
+) -> tuple[Stream, Address, Member]:
+    """Try each target once; see ``connect``."""
     failure: Ended | None = None
     failed: list[Member] = []
     now = time.monotonic()

@@ -359,6 +359,17 @@ def test_a_lone_target_is_never_out(start: Start, backend: Serve) -> None:
     assert turns(veillink) == []
 
 
+def test_a_client_that_comes_while_its_target_restarts_waits_for_it(start: Start, backend: Serve) -> None:
+    port = free_port()
+    veillink = start(rule("retry_interval=50ms,connect_timeout=0", port))
+    with veillink.connect() as client:
+        time.sleep(0.3)  # for some tries
+        backend(saying(b"here again"), port=port)
+        assert read_exactly(client, 10) == b"here again"
+    (line,) = veillink.access()
+    assert line["tried"] == f"{at(port)} ECONNREFUSED"
+
+
 def test_when_all_are_out_all_are_tried_and_one_that_lives_again_serves_the_very_next_client(
     start: Start, backend: Serve
 ) -> None:
