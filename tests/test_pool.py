@@ -361,6 +361,17 @@ def test_what_a_new_form_of_the_rule_does_not_look_at_is_forgotten(options: dict
     assert (failed.up, down.up) == ("health" in options, "health" not in options)
 
 
+@pytest.mark.parametrize(("new", "max_fails"), [(targets(1, 1), 0), (targets(1), 1), (targets(0, 0, 1, 1)[2:], 1)])
+def test_connections_from_before_a_reload_take_nobody_out_whose_failures_do_not_count_now(
+    new: list[Target], max_fails: int
+) -> None:
+    old = a_pool(*targets(1, 1), max_fails=1)
+    Pool(a_rule(*new, max_fails=max_fails), random.random, old.members)
+    for member in old.members.values():
+        old.failed(member, 0)
+        assert member.up
+
+
 def test_a_shorter_time_out_counts_at_once() -> None:
     old = a_pool(*targets(1, 1), max_fails=1, fail_timeout=3600)
     a, _ = old.members.values()

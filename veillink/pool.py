@@ -21,13 +21,24 @@ class Member:
     since.
     """
 
-    __slots__ = ("_failures", "_out_since", "_probes", "_since", "active", "address", "down", "failing")
+    __slots__ = (
+        "_counts_failures",
+        "_failures",
+        "_out_since",
+        "_probes",
+        "_since",
+        "active",
+        "address",
+        "down",
+        "failing",
+    )
 
     def __init__(self, address: Address) -> None:
         self.address = address
         self.active = 0
         self.down = False
         self.failing = False
+        self._counts_failures = True
         self._failures = 0
         self._since = self._out_since = float("-inf")
         self._probes = 0  # in a row that speak against its state
@@ -50,12 +61,15 @@ class Member:
         self._out_since = now
 
     def heed(self, *, failures: bool, probes: bool) -> None:
-        """Forget what does not count any more."""
+        """Forget what does not count any more. Connections from before a reload heed that too."""
+        self._counts_failures = failures
         self.failing = self.failing and failures
         self.down = self.down and probes
 
     def count_failure(self, now: float, most: int, window: float) -> None:
         """Count a failure at ``now`` (monotonic seconds); ``most`` within ``window`` seconds take it out."""
+        if not self._counts_failures:
+            return
         if now - self._since > window:
             self._since, self._failures = now, 0
         self._failures += 1
@@ -96,7 +110,7 @@ class Pool:
         self._weights = [target.weight for target in rule.targets]
         self._credit = [0] * len(rule.targets)
         usable = sum(weight > 0 for weight in self._weights)
-        self._counts_failures = bool(rule.options.max_fails) and usable != 1
+        counts_failures = bool(rule.options.max_fails) and usable != 1
         self._tries = min(usable, rule.options.retries + 1)
         self.members: dict[Address, Member] = {}
         self._at: list[list[Member]] = []
@@ -104,7 +118,9 @@ class Pool:
             addresses = [target.at(offset) for target in rule.targets]
             self._at.append([self.members.setdefault(a, known.get(a) or Member(a)) for a in addresses])
         for member in self.members.values():
-            member.heed(failures=self._counts_failures, probes=rule.options.health is not Health.OFF)
+            member.heed(failures=counts_failures, probes=rule.options.health is not Health.OFF)
+        for address in known.keys() - self.members.keys():
+            known[address].heed(failures=False, probes=False)
 
     def choose(self, offset: int, client: str, now: float, tried: Collection[Member]) -> Member | None:
         """Return the next target for a connection, or ``None`` when there is none left.
@@ -137,8 +153,7 @@ class Pool:
 
     def failed(self, member: Member, now: float) -> None:
         """Heed a failure. A lone target is never taken out."""
-        if self._counts_failures:
-            member.count_failure(now, self._rule.options.max_fails, self._rule.options.fail_timeout)
+        member.count_failure(now, self._rule.options.max_fails, self._rule.options.fail_timeout)
 
     def _best(self, members: Sequence[Member], now: float, tried: Collection[Member]) -> list[int]:
         """Return the numbers of those to choose from: not out before out, primary before backup."""
