@@ -16,6 +16,7 @@ from veillink.names import Names
 from veillink.net import adopt, readable
 from veillink.patience import Patience
 from veillink.pipes import Pipes
+from veillink.places import Places
 from veillink.pool import Pool
 from veillink.session import Service, serve
 from veillink.upstream import Route
@@ -50,7 +51,7 @@ class Ring:
         """Lead those who come to a listener to a target."""
         sock, address = listener
         rule = Rule(str(address), address, 1, (Target(target),))
-        route = Route(Pool(rule, lambda: 0.5), self._names, 16, lambda member, why: None, lambda member: None)
+        route = Route(Pool(rule, lambda: 0.5), self._names, Places(16), lambda member, why: None, lambda member: None)
         service = Service(rule, route, self.ledger, self._patience, self._pipes, self.journal.log)
         self._accepting.append(gevent.spawn(self._accept, sock, address, service))
 

@@ -12,8 +12,9 @@ from gevent.event import Event
 
 from veillink.model import Address, Health, Rule, RuleOptions, Target
 from veillink.names import Names
+from veillink.places import Places
 from veillink.pool import Member, Pool
-from veillink.probes import Places, Probes
+from veillink.probes import Probes, Turns
 from veillink.upstream import Route
 
 from .sockets import Journal, Sockets, address_of, eventually, no_descriptor_left, no_port_left
@@ -26,8 +27,8 @@ from .system.namespace import Network
 class Crowd:
     """Greenlets that want a place, and who has got one, in order."""
 
-    def __init__(self, places: Places) -> None:
-        self.places = places
+    def __init__(self, turns: Turns) -> None:
+        self.turns = turns
         self.entered: list[str] = []
         self.leave = Event()
 
@@ -37,7 +38,7 @@ class Crowd:
         return greenlet
 
     def _hold(self, rule: str) -> None:
-        with self.places.place(rule):
+        with self.turns.place(rule):
             self.entered.append(rule)
             self.leave.wait()
 
@@ -45,12 +46,12 @@ class Crowd:
 @pytest.fixture
 def crowd(request: pytest.FixtureRequest, hub: None) -> Iterator[Crowd]:
     """A crowd for so many places; when all have left, all places are free and nothing is kept."""
-    crowd = Crowd(Places(request.param))
+    crowd = Crowd(Turns(request.param))
     yield crowd
     crowd.leave.set()
-    eventually(lambda: crowd.places._free == request.param)
-    assert not crowd.places._held
-    assert not crowd.places._waiting
+    eventually(lambda: crowd.turns._free == request.param)
+    assert not crowd.turns._held
+    assert not crowd.turns._waiting
 
 
 @pytest.mark.parametrize("crowd", [64], indirect=True)
@@ -72,12 +73,12 @@ def test_rules_that_wait_take_turns(crowd: Crowd) -> None:
 
 @pytest.mark.parametrize("crowd", [1], indirect=True)
 def test_who_gives_up_while_waiting_takes_no_place(crowd: Crowd) -> None:
-    with crowd.places.place("first"):
+    with crowd.turns.place("first"):
         one, other = crowd.join("a"), crowd.join("a")
         crowd.join("b")
         one.kill()
         other.kill(block=False)
-    assert crowd.places._held["a"] == 1, "it was given the place before it knew that it has to go"
+    assert crowd.turns._held["a"] == 1, "it was given the place before it knew that it has to go"
     eventually(lambda: crowd.entered)
     assert crowd.entered == ["b"]
 
@@ -107,7 +108,7 @@ def probe(journal: Journal) -> Iterator[Probe]:
     book = Names(journal.log, 8)
     running: list[Probes] = []
 
-    def _probe(*addresses: Address, down: bool = False, places: Places | None = None) -> Found:
+    def _probe(*addresses: Address, down: bool = False, turns: Turns | None = None) -> Found:
         options = RuleOptions(health=Health.TCP, health_interval=0.1, health_timeout=60, health_rise=1, health_fall=1)
         found = Found()
 
@@ -117,8 +118,8 @@ def probe(journal: Journal) -> Iterator[Probe]:
         pool = Pool(Rule("web", Address("", 80), 1, tuple(map(Target, addresses)), options), found.draw)
         for member in pool.members.values():
             member.down = down
-        route = Route(pool, book, 16, lambda member, reason: found.turned.append(reason), lost)
-        running.append(Probes(route, options, places or Places(4), found.draw))
+        route = Route(pool, book, Places(16), lambda member, reason: found.turned.append(reason), lost)
+        running.append(Probes(route, options, turns or Turns(4), found.draw))
         return found
 
     yield _probe
@@ -190,9 +191,9 @@ def test_a_lack_of_free_ports_takes_no_target_out(probe: Probe) -> None:
 
 def test_silent_targets_of_one_rule_do_not_hold_up_the_probes_of_another(sockets: Sockets, probe: Probe) -> None:
     port = sockets.silent("0.0.0.0").port
-    places = Places(4)
-    silent = probe(*(Address(f"127.0.0.{n}", port) for n in range(1, 21)), places=places)
-    eventually(lambda: places._waiting)
-    good = probe(address_of(sockets.listener()), places=places)
+    turns = Turns(4)
+    silent = probe(*(Address(f"127.0.0.{n}", port) for n in range(1, 21)), turns=turns)
+    eventually(lambda: turns._waiting)
+    good = probe(address_of(sockets.listener()), turns=turns)
     eventually(lambda: good.probes > 3)
     assert silent.turned == []

@@ -21,6 +21,7 @@ from veillink.names import Names
 from veillink.net import adopt, readable
 from veillink.patience import Patience
 from veillink.pipes import Pipes
+from veillink.places import Places
 from veillink.pool import Member, Pool
 from veillink.relay import Relay
 from veillink.session import Service, _Interrupt, serve
@@ -46,7 +47,7 @@ class Front:
         self.turned: list[tuple[Address, str]] = []
         rule = Rule("web", LISTEN, 3, targets, options)
         pool = Pool(rule, lambda: 0.5)
-        route = Route(pool, self.book, 16, self._turned, lambda member: None, options.retry_interval)
+        route = Route(pool, self.book, Places(16), self._turned, lambda member: None, options.retry_interval)
         self.service = Service(rule, route, self.ledger, self.patience, Pipes(2), journal.log)
         self._listener = sockets.listener()
 
@@ -108,6 +109,7 @@ def forward(sockets: Sockets, journal: Journal, monkeypatch: pytest.MonkeyPatch)
 
     yield _forward
     for front in fronts:
+        front.book.keep({})
         front.book._threads.kill()
 
 
@@ -222,7 +224,7 @@ def unreachable(sockets: Sockets) -> dict[End, tuple[Target, str]]:
 def test_without_a_target_the_client_is_reset_and_one_warning_says_why(
     end: End, forward: Forward, sockets: Sockets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(names, "_getaddrinfo", lambda host: ((), "unknown"))
+    monkeypatch.setattr(names, "_getaddrinfo", lambda host: ((), "unknown", True))
     target, tried = unreachable(sockets)[end]
     front = forward(target, connect_timeout=0.3)
     started = time.monotonic()
@@ -316,9 +318,9 @@ def test_a_client_may_get_too_old_while_its_target_is_being_connected(forward: F
 def test_a_name_whose_answer_came_while_this_process_did_not_run_is_found_in_time(
     forward: Forward, sockets: Sockets, backend: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def slow(host: str) -> tuple[tuple[str, ...], str]:
+    def slow(host: str) -> names.Answer:
         stdlib_sleep(0.3)
-        return (HOST,), ""
+        return (HOST,), "", False
 
     monkeypatch.setattr(names, "_getaddrinfo", slow)
     front = forward(Address("slow", address_of(backend).port), connect_timeout=0.5)
@@ -543,7 +545,7 @@ def test_a_target_that_was_out_and_keeps_a_silent_client_for_a_moment_is_back(
 def test_a_client_that_leaves_at_once_proves_nothing_either_way(
     says: bytes, forward: Forward, sockets: Sockets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relay, "_TICK", 10)
+    monkeypatch.setattr(patience, "_TICK", 10)
     target = serving(sockets, wait)
     front = forward(target, address_of(sockets.listener()), max_fails=1, fail_timeout=60)
     member = front.fail(target)

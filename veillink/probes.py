@@ -25,7 +25,7 @@ _STAY: Final = 0.05
 _BANNER: Final = 4096  # is read, because closing with unread bytes would send a reset
 
 
-class Places:
+class Turns:
     """How many probes may run at a time, shared by rules.
 
     A rule gets a place while it holds fewer than are free: alone it has half of them, and a rule that holds none finds
@@ -84,14 +84,14 @@ class Probes:
     Args:
         route: to the targets.
         options: how often, how long, and how many count.
-        places: how many probes of all rules may run at a time.
+        turns: how many probes of all rules may run at a time.
         random: returns a number from 0 up to 1.
     """
 
-    def __init__(self, route: Route, options: RuleOptions, places: Places, random: Callable[[], float]) -> None:
+    def __init__(self, route: Route, options: RuleOptions, turns: Turns, random: Callable[[], float]) -> None:
         self._route = route
         self._options = options
-        self._places = places
+        self._turns = turns
         self._random = random
         self._greenlets = [gevent.spawn(self._probe_forever, member) for member in route.pool.members.values()]
 
@@ -108,9 +108,9 @@ class Probes:
 
     def _probe(self, address: Address) -> str:
         """Connect, stay for a moment, and close; return what failed, or nothing."""
-        with self._places.place(self):
+        with self._turns.place(self):
             try:
-                stream, _ = dial(self._route, address, time.monotonic() + self._options.health_timeout, [])
+                stream = dial(self._route, address, time.monotonic() + self._options.health_timeout, [])
             except Ended as ended:
                 return ended.detail or ended.end
             try:

@@ -25,8 +25,9 @@ from .names import Names
 from .net import UnixListener, error_name, listen, set_keepalive, take_over
 from .patience import Patience
 from .pipes import Pipes
+from .places import Places
 from .pool import Member, Pool
-from .probes import Places, Probes
+from .probes import Probes, Turns
 from .rules import Diff, diff
 from .session import Service
 from .stream import watch_resets
@@ -94,9 +95,10 @@ class Server:
         self._workers = 1
         self.leads = worker == 0
         self._names = Names(log, descriptors.lookups)
+        self._places = Places(descriptors.beside)
         self._patience = Patience()
         self._pipes = Pipes(descriptors.pipes)
-        self._probing = Places(descriptors.probes)
+        self._probing = Turns(descriptors.probes)
         self._running: dict[_Key, _Running] = {}
         self._wanted: dict[Address, Entrance] = {}
         self._cut = Event()
@@ -212,7 +214,7 @@ class Server:
         route = Route(
             pool,
             self._names,
-            self._descriptors.beside,
+            self._places,
             partial(self._turned, rule),
             partial(self._lost, rule),
             rule.options.retry_interval,

@@ -1,33 +1,28 @@
 """Give a connected stream to a chosen target, or the reason why not.
 
-Rule: next address, next target, and one time limit for all of them.
+Rule: next address, next target beside those that are late, and one time limit for all of them.
 """
 
-import errno
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import gevent
-from gevent.hub import Waiter, get_hub
 
 from . import unix_queue
+from .dial import HEAD_START, Attempt, Race, Try, ended, first
 from .model import CONNECT_FAILURES, Address, End, Ended, RuleOptions
 from .names import Names
-from .net import error_name, is_connected, numeric, start_connect
+from .net import error_name, numeric
+from .places import Claim, Places
 from .pool import Member, Pool
 from .stream import Stream
 
-# RFC 8305, section 5: the head start of one address before the next is tried beside it, in seconds.
-_HEAD_START: Final = 0.25
-
-_ENDS: Final = {
-    errno.ECONNREFUSED: End.CONNECT_REFUSED,
-    errno.ETIMEDOUT: End.CONNECT_TIMEOUT,
-    errno.EAGAIN: End.CONNECT_TIMEOUT,
-}
+# What a target gets of the time before the next is tried beside it, in seconds, and what is shared without a limit.
+_LEAST_SHARE: Final = 1.0
+_WITHOUT_LIMIT: Final = RuleOptions().connect_timeout
+_NEVER: Final = float("inf")
 # What this host lacks says nothing about the target.
 _OURS: Final = frozenset({"EMFILE", "ENFILE", "ENOBUFS", "ENOMEM", "EADDRNOTAVAIL", "EADDRINUSE"})
 
@@ -39,7 +34,7 @@ class Route:
     Args:
         pool: its targets.
         names: where their host names are resolved.
-        most_beside: how many descriptors all connections together may use to try addresses side by side.
+        places: the descriptors for trying addresses and targets side by side.
         turned: is told when a target went out (with the reason) or came back (with nothing).
         lost: is told when a target's probes have failed.
         retry_interval: seconds after which to try again when no target could be connected; 0 never does.
@@ -47,7 +42,7 @@ class Route:
 
     pool: Pool
     names: Names
-    most_beside: int
+    places: Places
     turned: Callable[[Member, str], None]
     lost: Callable[[Member], None]
     retry_interval: float = 0.0
@@ -86,7 +81,8 @@ def connect(route: Route, offset: int, client: str, until: float, tried: list[st
         route: the targets and how to reach them.
         offset: of the listener in its rule's range of ports.
         client: the host that the client comes from.
-        until: monotonic seconds at which to give up; each target gets an equal share of what is left.
+        until: monotonic seconds at which to give up. A target gets an equal share of what is left, at least a second;
+            then the next is tried beside it.
         tried: gets ``address errno`` of each failed try; what comes again and again, once.
 
     Raises:
@@ -95,8 +91,8 @@ def connect(route: Route, offset: int, client: str, until: float, tried: list[st
     while True:
         try:
             return _connect_once(route, offset, client, until, tried)
-        except Ended as ended:
-            again = route.retry_interval and ended.end in CONNECT_FAILURES and ended.end is not End.NO_TARGET
+        except Ended as why:
+            again = route.retry_interval and why.end in CONNECT_FAILURES and why.end is not End.NO_TARGET
             if not again or time.monotonic() + route.retry_interval >= until:
                 raise
         finally:
@@ -108,46 +104,232 @@ def _connect_once(
     route: Route, offset: int, client: str, until: float, tried: list[str]
 ) -> tuple[Stream, Address, Member]:
     """Try each target once; see ``connect``."""
-    failure: Ended | None = None
-    failed: list[Member] = []
     now = time.monotonic()
-    while (member := route.pool.choose(offset, client, now, failed)) is not None:
-        try:
-            stream, address = dial(route, member.address, now + (until - now) / route.pool.untried(failed), tried)
-        except BaseException as error:
+    member = route.pool.choose(offset, client, now, ())
+    attempt: Attempt | None = None
+    if member is not None and not member.address.is_unix and not member.address.is_name:
+        attempt = Attempt(member.address, now)
+        if attempt.begin():  # as nearly always on this host, and this is all there is to it
+            member.connected = now
+            return attempt.stream(), member.address, member
+    tries = _Tries(route, until, tried)
+    if member is not None:
+        tries.add(member, now, attempt)
+    try:
+        while (found := tries.go_on(offset, client)) is None:
+            pass
+        return found
+    finally:
+        tries.close()
+
+
+class _Tries:
+    """The targets that are being tried for one connection; the first to answer is the one it leads to.
+
+    A target is late when its share of the time is over: the next is tried beside it, and it has failed only if that
+    one connects first, or when the time for all is up.
+    """
+
+    __slots__ = ("_chosen", "_claim", "_failure", "_late", "_next_at", "_route", "_tried", "_under_way", "_until")
+
+    def __init__(self, route: Route, until: float, tried: list[str]) -> None:
+        self._route = route
+        self._until = until
+        self._tried = tried
+        self._claim = Claim(route.places, route.pool)
+        self._failure = Ended(End.NO_TARGET, "every target has weight 0")
+        self._chosen: list[Member] = []
+        self._under_way: dict[Try, Member] = {}
+        self._late: dict[Try, float] = {}  # since when
+        self._next_at = _NEVER
+
+    def add(self, member: Member, now: float, begun: Attempt | None = None) -> None:
+        """Try this target, the next one at the end of its share of the time."""
+        untried = self._route.pool.untried(self._chosen)
+        self._next_at = now + _share(self._until - now, untried) if untried > 1 else _NEVER
+        self._chosen.append(member)
+        self._under_way[_begin(self._route, member.address, self._claim, self._tried, begun)] = member
+
+    def go_on(self, offset: int, client: str) -> tuple[Stream, Address, Member] | None:
+        """Begin the next try if it is its turn, and wait until one is decided or late; return what has connected.
+
+        Raises:
+            Ended: nothing is left to try, or no time.
+        """
+        now = time.monotonic()
+        if now >= self._next_at:
+            self._next_at = _NEVER
+            member = self._route.pool.choose(offset, client, now, self._chosen)
+            if member is not None:
+                self.add(member, now)
+        if not self._under_way:
+            raise self._failure  # all have failed
+        until = min(self._until, self._next_at)
+        if self._late:
+            self._make_room(now)
+            until = min(until, now + HEAD_START)  # for others may find out meanwhile
+        decided = first(tuple(self._under_way), until, patient=self._next_at == _NEVER)
+        now = time.monotonic()
+        if decided is not None:
+            return self._settle(decided, now)
+        if now >= self._until:
+            self._give_up(list(self._under_way), now)
+            raise self._failure
+        if now >= self._next_at or all(each.idle for each in self._under_way):
+            self._late = {each: self._late.get(each, now) for each in self._under_way}
+            self._hurry(now)
+        return None
+
+    def close(self) -> None:
+        """Abandon what is still under way."""
+        for each, member in self._under_way.items():
+            each.close()
             member.leave()
-            if not isinstance(error, Ended) or error.end not in CONNECT_FAILURES:
-                raise  # the connection was ended from outside
-            failure = error
-            now = time.monotonic()
-            route.failed(member, error.detail or error.end)
-        else:
-            return stream, address, member
-        failed.append(member)
-    raise failure or Ended(End.NO_TARGET, "every target has weight 0")
+
+    def _hurry(self, now: float) -> None:
+        """Begin the next try now, if there is one."""
+        if self._next_at != _NEVER:
+            self._next_at = now
+
+    def _settle(self, decided: Try, now: float) -> tuple[Stream, Address, Member] | None:
+        """Take the account of a try that has connected or failed."""
+        if decided.won is None:
+            self._count_failure(decided, decided.failed or self._failure, now)
+            self._hurry(now)
+            return None
+        member = self._under_way.pop(decided)
+        decided.close()
+        if self._late:
+            self._give_up([each for each in self._late if each is not decided], now)
+        member.connected = now
+        return *decided.won, member
+
+    def _make_room(self, now: float) -> None:
+        """Give up who is late, if there is no descriptor for trying one beside it that has connected others since.
+
+        Nobody else is given up: who is late may still answer, and the next is not known to be any better.
+        """
+        for each, since in tuple(self._late.items()):
+            last = max(self._under_way.values(), key=lambda member: member.connected)
+            if self._claim.short and last.connected > max(since, self._under_way[each].connected):
+                self._give_up((each,), now)
+                return
+
+    def _give_up(self, tries: Iterable[Try], now: float) -> None:
+        for each in tries:
+            self._count_failure(each, each.expire(), now)
+
+    def _count_failure(self, failed: Try, why: Ended, now: float) -> None:
+        failed.close()
+        self._late.pop(failed, None)
+        member = self._under_way.pop(failed)
+        member.leave()
+        self._route.failed(member, why.detail or why.end)
+        self._failure = why
 
 
-def dial(route: Route, target: Address, until: float, tried: list[str]) -> tuple[Stream, Address]:
-    """Return a stream to this target, and the numeric address it is connected to; see ``connect``.
+def _share(left: float, untried: int) -> float:
+    """Return after how many seconds the next of the untried targets begins beside this one.
+
+    A second is more than a lost SYN costs (RFC 6298, section 2.1), so 40 healthy targets 150 ms away that share 5 s are
+    not all tried. Half of what is left is enough, because who is late is not given up.
+    """
+    if left == _NEVER:
+        left = _WITHOUT_LIMIT
+    return max(left / untried, min(_LEAST_SHARE, left / 2))
+
+
+def _begin(route: Route, target: Address, claim: Claim, tried: list[str], begun: Attempt | None = None) -> Try:
+    if target.is_unix:
+        return _UnixTry(target, tried)
+    return Race(target, route.names, claim, tried, begun)
+
+
+def dial(route: Route, target: Address, until: float, tried: list[str]) -> Stream:
+    """Return a stream to one target.
 
     Raises:
-        Ended: with the reason of the last failure.
+        Ended: it cannot be connected by ``until`` (monotonic seconds).
     """
-    if target.is_unix:
-        return _dial_unix(target, until, tried), target
-    if not target.is_name:
-        return _race([target], route.most_beside, until, tried)
+    only = _begin(route, target, Claim(route.places, route.pool), tried)
     try:
-        hosts = route.names.lookup(target.host, until)
-    except Ended as ended:
-        if ended.end in CONNECT_FAILURES:
-            tried.append(f"{target} {ended.end}")
-        raise
-    try:
-        return _race([Address(host, target.port) for host in hosts], route.most_beside, until, tried)
-    except Ended:
-        route.names.suspect(target.host)
-        raise
+        if first((only,), until) is None:
+            raise only.expire()
+        if only.won is None:
+            raise only.failed or only.expire()
+        return only.won[0]
+    finally:
+        only.close()
+
+
+class _UnixTry:
+    """A UNIX target that is being tried; where its queue is full, a greenlet waits for room."""
+
+    __slots__ = ("_closed", "_target", "_tried", "_waits", "due", "failed", "idle", "won")
+
+    def __init__(self, target: Address, tried: list[str]) -> None:
+        self._target = target
+        self._tried = tried
+        self._waits: gevent.Greenlet[[], Stream | Ended] | None = None
+        self._closed = False
+        self.won: tuple[Stream, Address] | None = None
+        self.failed: Ended | None = None
+        self.idle = False
+        self.due = _NEVER
+
+    def advance(self, now: float, *, last: bool) -> bool:
+        """Connect, or look whether there was room."""
+        found = self._waits.value if self._waits is not None else None
+        if self._waits is None and not last:
+            found = self._connect(now)
+        if isinstance(found, Stream):
+            self.won = found, self._target
+        elif found is not None:
+            self.failed = found
+        return found is not None
+
+    def watch(self, told: Callable[[object], None]) -> None:
+        """Wait for room."""
+        if self._waits is not None:
+            self._waits.rawlink(told)
+
+    def unwatch(self, told: Callable[[object], None]) -> None:
+        """Wait no more."""
+        if self._waits is not None:
+            self._waits.unlink(told)
+
+    def expire(self) -> Ended:
+        """Note that there was no room."""
+        self._tried.append(f"{self._target} EAGAIN")
+        return Ended(End.CONNECT_TIMEOUT, "EAGAIN")
+
+    def close(self) -> None:
+        """Leave the queue, and close what has connected unseen."""
+        self._closed = True
+        if self._waits is not None and self.won is None:
+            if isinstance(self._waits.value, Stream):
+                self._waits.value.close()
+            self._waits.kill(block=False)
+
+    def _connect(self, now: float) -> Stream | Ended | None:
+        tried: list[str] = []
+        try:
+            return _dial_unix(self._target, now, tried)
+        except Ended as failure:
+            if failure.end is End.CONNECT_TIMEOUT:
+                self._waits = gevent.spawn(self._wait)
+                return None
+            self._tried += tried
+            return failure
+
+    def _wait(self) -> Stream | Ended:
+        try:
+            stream = _dial_unix(self._target, _NEVER, self._tried)
+        except Ended as failure:
+            return failure
+        if self._closed:  # there was room before the kill came
+            stream.close()
+        return stream
 
 
 def _dial_unix(address: Address, until: float, tried: list[str]) -> Stream:
@@ -155,117 +337,4 @@ def _dial_unix(address: Address, until: float, tried: list[str]) -> Stream:
         return Stream(unix_queue.connect(*numeric(address), until))
     except OSError as error:
         tried.append(f"{address} {error_name(error)}")
-        raise _ended(error) from None
-
-
-def _ended(error: OSError) -> Ended:
-    return Ended(_ENDS.get(error.errno or 0, End.CONNECT_FAILED), error_name(error))
-
-
-# Attempts beside the first of each connection: what they may take of the process's descriptors is limited.
-_beside: "set[_Attempt]" = set()
-
-
-class _Attempt:
-    """A connect under way."""
-
-    __slots__ = ("_writable", "address", "socket")
-
-    def __init__(self, address: Address) -> None:
-        self.address = address
-        self.socket: Any = None
-        self._writable: Any = None
-
-    def succeeded(self) -> bool:
-        """Begin, or look whether it has succeeded. Raises the ``OSError`` that it failed with."""
-        if self.socket is None:
-            self.socket = start_connect(*numeric(self.address))
-        return is_connected(self.socket)
-
-    def when_decided(self, told: Callable[[object], None]) -> None:
-        if self._writable is None:
-            self._writable = get_hub().loop.io(self.socket.fileno(), 2)
-        self._writable.start(told, self)
-
-    def stop(self) -> None:
-        self._writable.stop()
-
-    def stream(self) -> Stream:
-        self._forget()
-        return Stream(self.socket)
-
-    def abandon(self) -> None:
-        self._forget()
-        if self.socket is not None:
-            self.socket.close()
-
-    def _forget(self) -> None:
-        _beside.discard(self)
-        if self._writable is not None:
-            self._writable.close()
-
-
-def _race(addresses: Sequence[Address], most_beside: int, until: float, tried: list[str]) -> tuple[Stream, Address]:
-    """Try the addresses one after another, each with a head start on the next; the first to connect wins."""
-    waiting = deque(addresses)
-    attempts: list[_Attempt] = []
-    failure = OSError()
-    next_start = 0.0
-    try:
-        while waiting or attempts:
-            now = time.monotonic()
-            if now >= until:
-                if not attempts:
-                    raise Ended(End.CONNECT_TIMEOUT, "ETIMEDOUT")
-                attempt = attempts[0]  # it may have been decided while this process did not run
-            elif waiting and (now >= next_start or not attempts):
-                next_start = now + _HEAD_START
-                if attempts and len(_beside) >= most_beside:
-                    gives_way = attempts.pop(0)
-                    tried.append(f"{gives_way.address} ETIMEDOUT")
-                    gives_way.abandon()
-                attempt = _Attempt(waiting.popleft())
-                if attempts:
-                    _beside.add(attempt)
-                attempts.append(attempt)
-            else:
-                decided = _first_decided(attempts, min(until, next_start) if waiting else until)
-                if decided is None:
-                    continue
-                attempt = decided
-            try:
-                if attempt.succeeded():
-                    attempts.remove(attempt)
-                    return attempt.stream(), attempt.address
-                if now >= until:
-                    raise TimeoutError(errno.ETIMEDOUT, "the time is up")
-            except OSError as error:
-                tried.append(f"{attempt.address} {error_name(error)}")
-                failure = error
-                next_start = 0.0
-                attempts.remove(attempt)
-                attempt.abandon()
-    finally:
-        for attempt in attempts:
-            attempt.abandon()
-    raise _ended(failure)
-
-
-def _first_decided(attempts: Sequence[_Attempt], until: float) -> _Attempt | None:
-    """Wait until one of the connects has succeeded or failed, and return it, or ``None`` when time is up."""
-    hub = get_hub()
-    waiter: Any = Waiter(hub)
-    timer: Any = None
-    try:
-        for attempt in attempts:
-            attempt.when_decided(waiter.switch)
-        if until != float("inf"):
-            timer = hub.loop.timer(max(0.0, until - time.monotonic()))
-            timer.start(waiter.switch, None)
-        decided: _Attempt | None = waiter.get()
-        return decided
-    finally:
-        for attempt in attempts:
-            attempt.stop()
-        if timer is not None:
-            timer.close()
+        raise ended(error) from None

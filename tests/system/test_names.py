@@ -7,14 +7,15 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 import pytest
 
 from .conftest import Serve, Start
-from .harness import HOST, VeilLink, echo, eventually, read_exactly, reset, saying
+from .harness import HOST, VeilLink, echo, eventually, free_port, read_exactly, reset, saying
 from .namespace import Network, replacing
+from .test_connecting import silent
 
 _NXDOMAIN, _SERVFAIL = 3, 2
 _TYPES = {1: socket.AF_INET, 28: socket.AF_INET6}
@@ -102,10 +103,10 @@ def resolving(name_server: NameServer, hosts: Path, tmp_path: Path) -> tuple[str
     return replacing({"/etc/resolv.conf": servers, "/etc/hosts": hosts, "/etc/nsswitch.conf": switch})
 
 
-def answer(veillink: VeilLink) -> bytes | None:
+def answer(veillink: VeilLink, port: int = 0) -> bytes | None:
     """Return what a new client is told; ``None`` when it is reset."""
     try:
-        return veillink.heard()
+        return veillink.heard(port)
     except ConnectionResetError:
         return None
 
@@ -211,6 +212,54 @@ def test_twelve_look_ups_that_hang_delay_neither_a_numeric_nor_a_resolvable_targ
     assert veillink.stop() == 0
 
 
+def test_a_new_rule_whose_name_is_in_the_hosts_file_is_served_at_once_beside_hundreds_of_names_that_hang(
+    name_server: NameServer, hosts: Path, resolving: tuple[str, ...], start: Start, backend: Serve
+) -> None:
+    name_server.zone = {f"hang{n}.test": "SILENCE" for n in range(300)}
+    rows = "".join(f"{HOST}:{20_000 + n},hang{n}.test,80\n" for n in range(300))
+    rows += f"{HOST}:{{port}},{HOST},{backend(saying(b'here')).port}\n"
+    veillink = start(rows, before=resolving)
+    eventually(lambda: len(name_server.asked) >= 40, what="many are asked for at a time")
+    with hosts.open("a") as file:
+        file.write(f"{HOST} good.test\n")
+    served = backend(saying(b"good"))
+    port = free_port()
+    veillink.reload(rows + f"{HOST}:{port},good.test,{served.port},connect_timeout=3s\n")
+    assert [veillink.heard(port) for _ in range(3)] == [b"good"] * 3
+    assert veillink.stop() == 0
+
+
+def test_a_name_server_that_cannot_be_reached_is_asked_again_for_the_same_client(
+    name_server: NameServer, resolving: tuple[str, ...], start: Start, backend: Serve
+) -> None:
+    name_server.zone = {"moody.test": "SERVFAIL", "down.test": "SERVFAIL"}
+    other = free_port()
+    row = f"{HOST}:{other},down.test,80,connect_timeout=1s\n"
+    veillink = start(row + f"{HOST}:{{port}},moody.test,{backend(echo).port},connect_timeout=20s\n", before=resolving)
+    with veillink.connect() as sock:
+        sock.sendall(b"x")
+        assert answer(veillink, other) is None
+        (line,) = veillink.access()
+        assert (line["end"], line["tried"]) == ("connect_timeout", "down.test:80 connect_timeout")
+        name_server.zone["moody.test"] = [HOST]
+        assert read_exactly(sock, 1) == b"x"
+
+
+@pytest.mark.parametrize("old", ["refuses", "silent"])
+def test_a_client_that_finds_a_name_s_address_moved_is_served_itself(
+    old: str, name_server: NameServer, resolving: tuple[str, ...], start: Start, backend: Serve
+) -> None:
+    served = backend(saying(b"new"), host="127.0.0.202")
+    name_server.zone["moved.test"] = ["127.0.0.201"]
+    with silent("127.0.0.201", served.port) if old == "silent" else nullcontext():
+        veillink = start(f"{HOST}:{{port}},moved.test,{served.port},dns_refresh=1h\n", before=resolving)
+        eventually(lambda: name_server.asked["moved.test"] >= 2, what="both families are asked for")
+        name_server.zone["moved.test"] = ["127.0.0.202"]
+        assert answer(veillink) == b"new"
+    (line,) = veillink.access()
+    assert line["target"] == f"127.0.0.202:{served.port}"
+
+
 def test_look_ups_that_hang_do_not_delay_the_exit(
     name_server: NameServer, resolving: tuple[str, ...], start: Start
 ) -> None:
@@ -231,8 +280,10 @@ def test_look_ups_that_hang_take_no_client_the_descriptors(
     served = backend(saying(b"hello"))
     rows.append(f"{HOST}:{{port}},{HOST},{served.port}\n")
     veillink = start("".join(rows), before=(*resolving, "prlimit", "--nofile=100"))
-    eventually(lambda: len(name_server.asked) >= 4, what="as many as may be are asked for at a time")
     with ExitStack() as stack:
+        for _ in range(8):
+            stack.enter_context(veillink.connect(20_000))
+        eventually(lambda: len(name_server.asked) >= 4, what="as many as may be are asked for at a time")
         clients = [stack.enter_context(veillink.connect()) for _ in range(50)]
         while clients:
             for sock in eventually(lambda: select.select(clients, [], [], 0)[0]):
