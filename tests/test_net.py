@@ -25,6 +25,7 @@ from veillink.stream import Stream
 
 from .sockets import Sockets, address_of, eventually, open_files, stuff
 from .system.harness import HOST, free_port, read_exactly, read_to_eof, reset
+from .system.namespace import Network
 
 pytestmark = pytest.mark.usefixtures("hub")
 
@@ -211,6 +212,23 @@ def test_a_port_can_be_listened_on_again_at_once(sockets: Sockets, listening: li
     listening.append(net.listen(address, OPTIONS))
 
 
+@pytest.mark.parametrize("closed", [False, True], ids=["live", "TIME_WAIT"])
+def test_a_port_that_one_of_our_own_legs_has_can_be_listened_on(
+    closed: bool, sockets: Sockets, listening: list[socket.socket]
+) -> None:
+    with Network() as network, network.inside():  # elsewhere others have left the same port in TIME_WAIT
+        listener = sockets.listener()
+        leg = net.start_connect(*net.numeric(address_of(listener)))
+        accepted = sockets.accept(listener)
+        own = Address(*leg.getsockname())
+        if closed:
+            leg.close()  # the side that closes first keeps the port in TIME_WAIT
+            assert accepted.recv(1) == b""
+            accepted.close()
+        listening.append(net.listen(own, OPTIONS))
+        leg.close()
+
+
 @pytest.mark.parametrize(
     ("host", "expected"),
     [
@@ -262,6 +280,14 @@ def test_the_limit_on_descriptors_is_raised_to_the_hard_one() -> None:
         assert net.raise_fd_limit() == resource.getrlimit(resource.RLIMIT_NOFILE)[0] == hard
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_limit_on_descriptors_that_cannot_be_raised_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:  # as where the hard limit is above fs.nr_open
+        raise ValueError("not allowed to raise maximum limit")
+
+    monkeypatch.setattr(resource, "setrlimit", fails)
+    assert net.raise_fd_limit() == resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def test_a_connect_that_was_refused_says_so() -> None:

@@ -20,6 +20,9 @@ _Options = tuple[tuple[int, int, int], ...]
 # Urgent data stays in line, otherwise its byte is lost (tcp(7)); small messages leave at once.
 _IN_LINE: Final = (socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
 _OPTIONS: Final[_Options] = ((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), _IN_LINE)
+# Without it nobody can listen on a port that the kernel has given to one of our own legs, nor for the minute that the
+# leg stays in TIME_WAIT. It does not change which ports the kernel gives.
+_CONNECT_OPTIONS: Final[_Options] = (*_OPTIONS, (socket.SOL_SOCKET, socket.SO_REUSEADDR, 1))
 _LONGEST_RTO_MAX_MS: Final = 120_000
 _TCP_RTO_MAX_MS: Final = 44  # linux/tcp.h, from Linux 6.15; not named by Python
 
@@ -30,9 +33,16 @@ def error_name(error: OSError) -> str:
 
 
 def raise_fd_limit() -> int:
-    """Raise the soft limit on open files to the hard one and return it."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    """Raise the soft limit on open files to the hard one, if the kernel lets us, and return it.
+
+    It does not where the hard one is above fs.nr_open, as in a container with limits of another host (EPERM in
+    setrlimit(2), which Python makes a ValueError).
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError):
+        hard = soft
     return hard if hard != resource.RLIM_INFINITY else 1 << 20
 
 
@@ -282,7 +292,7 @@ def start_connect(family: int, where: Any) -> OutgoingSocket:
     """
     sock = OutgoingSocket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        for option in (_IN_LINE,) if family == socket.AF_UNIX else _OPTIONS:
+        for option in (_IN_LINE,) if family == socket.AF_UNIX else _CONNECT_OPTIONS:
             sock.setsockopt(*option)
         code = sock.connect_ex(where)
         if code not in (0, errno.EINPROGRESS):

@@ -44,7 +44,7 @@ _LAST_RETRY: Final = 10.0
 _UNIX_RETRY: Final = 0.2  # it is free as soon as the program before this one lets go
 
 _HINTS: Final = {
-    errno.EADDRINUSE: "another program listens there",
+    errno.EADDRINUSE: "another program listens there, or a connection of this host has that port",
     errno.EACCES: "ports below 1024 need root or CAP_NET_BIND_SERVICE",
     errno.EADDRNOTAVAIL: "this host has no such address",
 }
@@ -53,7 +53,10 @@ _HINTS: Final = {
 _T = TypeVar("_T")
 
 _NONE: Final[Mapping[Address, socket.socket]] = {}
-_UNIX_HINTS: Final = _HINTS | {errno.EACCES: "VeilLink may not write to that folder"}
+_UNIX_HINTS: Final = {
+    errno.EADDRINUSE: "another program listens there",
+    errno.EACCES: "VeilLink may not write to that folder",
+}
 
 
 class Server:
