@@ -12,7 +12,7 @@ import gevent
 import pytest
 from gevent import socket
 
-from veillink import daemon, log, rules_watch
+from veillink import daemon, log, net, rules_watch
 from veillink.inbox import SIGNALS, Inbox
 from veillink.model import Address, RuleOptions, Settings
 from veillink.rows import MAX_FILE, Problem
@@ -241,10 +241,9 @@ def test_a_drain_that_takes_too_long_or_is_cut_short_ends_with_1(
     [
         ("", {}, "not started: no rule could be started"),
         ("8080,db,70000\n", {}, "not started: no rule could be started"),
-        ("192.0.2.1:8080,db,80\n", {}, "not started: no rule could be started"),
         ("8080,db,80\n8081,db,70000\n", {"strict": True}, "has problems and --strict was given"),
     ],
-    ids=["no rule", "no good rule", "no listener", "strict"],
+    ids=["no rule", "no good rule", "strict"],
 )
 def test_what_cannot_start_says_why_and_ends_with_1(
     text: str, settings: dict[str, Any], last_words: str, live: Live, journal: Journal
@@ -253,6 +252,27 @@ def test_what_cannot_start_says_why_and_ends_with_1(
     last = journal.finish()[-1]
     assert last["level"] == "error"
     assert last_words in last["message"]
+
+
+def test_a_lone_listener_whose_port_is_taken_is_told_and_not_tried_again(
+    live: Live, sockets: Sockets, backend: socket.socket, journal: Journal
+) -> None:
+    assert live(row(address_of(sockets.listener()).port, backend)).code() == 1
+    error, last = journal.finish()[-2:]
+    assert "EADDRINUSE" in error["message"]
+    assert "tried again" not in error["message"]
+    assert last["message"] == "not started: no rule could be started"
+
+
+@pytest.mark.parametrize("ahead", [True, False], ids=["listens ahead", "waits"])
+def test_a_lone_listener_whose_address_is_not_there_yet_is_no_reason_to_leave(
+    ahead: bool, live: Live, port: int, backend: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not ahead:
+        monkeypatch.setattr(net, "_HAS_FREEBIND", False)
+    life = live(f"192.0.2.1:{port},{HOST},{address_of(backend).port}\n").ready()
+    send(signal.SIGTERM)
+    assert life.code() == 0
 
 
 def test_too_few_descriptors_for_one_connection_are_told(
@@ -396,7 +416,8 @@ def test_a_file_with_any_problem_takes_nothing_away(
 def test_told_to_dump_it_writes_what_runs(
     live: Live, sockets: Sockets, port: int, backend: socket.socket, journal: Journal
 ) -> None:
-    live(row(port, backend) + f"192.0.2.1:{port},db,80\n").ready()
+    taken = address_of(sockets.listener()).port
+    live(row(port, backend) + f"{HOST}:{taken},db,80\n").ready()
     client, target = talk(sockets, port, backend)
     client.close()
     target.close()
@@ -409,12 +430,15 @@ def test_told_to_dump_it_writes_what_runs(
     rule, _ = journal.lines("state of rule")
     assert (rule["active"], rule["total"], rule["bytes_in"], rule["ends"]) == (1, 2, 8, "closed:1")
     (listener,) = journal.lines("state of listener")
-    assert listener["listen"] == f"192.0.2.1:{port}"
+    assert listener["listen"] == f"{HOST}:{taken}"
     whole = next(line for line in journal.lines() if line.get("message") == "state")
     assert whole["connections"] == 1
 
 
-def test_a_start_is_announced(live: Live, port: int, backend: socket.socket, journal: Journal) -> None:
+def test_a_start_is_announced(
+    live: Live, port: int, backend: socket.socket, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon, "memory_limit", lambda: 0)
     live(row(port, backend)).ready()
     started, rule, warning, shares, ready = journal.lines()
     assert started["message"].startswith("VeilLink ")
@@ -423,6 +447,17 @@ def test_a_start_is_announced(live: Live, port: int, backend: socket.socket, jou
     assert "idle_timeout" in warning["message"]
     assert ready["listeners"] == shares["listeners"] == 1
     assert ready["max_connections"] == shares["connections"] // 2
+
+
+@pytest.mark.parametrize("max_connections", [0, 7])
+def test_a_start_tells_that_memory_is_what_limits_connections(
+    max_connections: int, live: Live, port: int, backend: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon, "memory_limit", lambda: 32 << 20)
+    journal = live(row(port, backend), max_connections=max_connections).ready().journal
+    (memory,) = journal.lines("memory")
+    assert (memory["limit"], memory["connections"]) == (32 << 20, 409)
+    assert journal.lines("ready")[0]["max_connections"] == (max_connections or 409)
 
 
 @pytest.mark.parametrize(("mode", "warned"), [(0o644, False), (0o666, True), (0o664, False)])

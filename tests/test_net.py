@@ -229,6 +229,21 @@ def test_a_port_that_one_of_our_own_legs_has_can_be_listened_on(
         leg.close()
 
 
+@pytest.mark.skipif(not net._HAS_FREEBIND, reason="needs Linux")
+@pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1"])
+def test_an_address_that_this_host_does_not_have_yet_is_listened_on(host: str, listening: list[socket.socket]) -> None:
+    address = Address(host, free_port())
+    with pytest.raises(OSError, match="Cannot assign") as raised:
+        net.listen(address, OPTIONS)
+    assert raised.value.errno == errno.EADDRNOTAVAIL
+    listening.append(net.listen(address, OPTIONS, ahead=True))
+    assert net.listens_ahead(listening[0])
+    with pytest.raises(OSError, match="in use"):
+        net.listen(address, OPTIONS, ahead=True)
+    listening.append(net.listen(Address(HOST, 0), OPTIONS, ahead=True))
+    assert not net.listens_ahead(listening[1])
+
+
 @pytest.mark.parametrize(
     ("host", "expected"),
     [
@@ -243,8 +258,9 @@ def test_a_literal_becomes_a_socket_address(host: str, expected: tuple[int, tupl
 
 
 def test_a_zone_that_is_no_interface_is_an_os_error() -> None:
-    with pytest.raises(OSError, match="no interface"):
+    with pytest.raises(OSError, match="No such device") as raised:
         net.numeric(Address("fe80::1%nosuch", 80))
+    assert raised.value.errno == errno.ENODEV
 
 
 @pytest.mark.parametrize(

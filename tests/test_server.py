@@ -1,11 +1,16 @@
 """Tests of a rule set at work: listeners, changes of the rules, limits, the end."""
 
 import errno
+import gc
+import itertools
+import math
 import os
 import socket as stdlib
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gevent
@@ -14,7 +19,8 @@ from gevent import socket
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from veillink import net, server
+from veillink import listeners, net, server
+from veillink.cgroup import memory_limit
 from veillink.limits import Descriptors
 from veillink.model import Address, RuleSet
 from veillink.rules import parse
@@ -22,6 +28,7 @@ from veillink.server import Server
 
 from .sockets import Journal, Sockets, address_of, eventually
 from .system.harness import HOST, free_port, read_exactly, read_to_eof
+from .system.namespace import Network
 
 FD_LIMIT = 1000
 
@@ -237,8 +244,8 @@ def test_who_waits_in_the_kernel_s_queue_is_served_though_the_rule_is_removed(
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Try listeners that are down again soon."""
-    monkeypatch.setattr(server, "_FIRST_RETRY", 0.02)
-    monkeypatch.setattr(server, "_LAST_RETRY", 0.05)
+    monkeypatch.setattr(listeners, "_FIRST_RETRY", 0.02)
+    monkeypatch.setattr(listeners, "_LAST_RETRY", 0.05)
 
 
 def test_a_listener_that_cannot_be_had_is_reported_and_tried_again(
@@ -260,13 +267,162 @@ def test_a_listener_that_cannot_be_had_is_reported_and_tried_again(
     assert (again["rule"], again["listen"]) == ("db", f"{HOST}:{port}")
     assert running.down == {}
     assert talk_to(sockets, port, backend).works()
-    eventually(lambda: running._retrier is None)
+    eventually(lambda: running._listeners._keeper is None)
 
 
-def test_an_address_this_host_does_not_have_is_down(start: Start, port: int, backend: socket.socket) -> None:
-    running = start(f"192.0.2.1:{port},{HOST},{address_of(backend).port}")
+def absent(port: int, backend: socket.socket) -> str:
+    return f"192.0.2.1:{port},{HOST},{address_of(backend).port},name=vip"  # this host has no such address
+
+
+@pytest.mark.skipif(not net._HAS_FREEBIND, reason="needs Linux")
+def test_an_address_this_host_does_not_have_yet_is_listened_on_and_warned_of_once(
+    start: Start, port: int, other_port: int, backend: socket.socket, journal: Journal
+) -> None:
+    running = start("# rules", absent(port, backend))
+    assert list(running.listeners) == [Address("192.0.2.1", port)]
+    assert running.down == {}
+    running.apply(rules(absent(port, backend), row(other_port, backend)))
+    (warning,) = [line for line in journal.finish() if "EADDRNOTAVAIL" in line.get("message", "")]
+    assert warning["message"].startswith(f"rules.csv:2: nobody reaches 192.0.2.1:{port} yet")
+    assert (warning["level"], warning["rule"]) == ("warning", "vip")
+
+
+def test_an_address_this_host_does_not_have_yet_is_waited_for_where_the_kernel_cannot_listen_there(
+    start: Start, port: int, backend: socket.socket, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(net, "_HAS_FREEBIND", False)
+    monkeypatch.setattr(listeners, "_AWAITED_RETRY", 0.02)
+    running = start(absent(port, backend))
     assert "EADDRNOTAVAIL" in running.down[Address("192.0.2.1", port)]
-    assert running.listeners == {}
+    assert running.can_go_on
+    error = journal.wait_for("cannot listen")["message"]
+    assert "does not have that address now" in error
+    assert error.endswith("it is tried again")
+    monkeypatch.undo()  # stands for the address that comes
+    eventually(lambda: running.down == {})
+
+
+def test_a_lone_listener_that_cannot_be_had_is_not_said_to_be_tried_again(
+    sockets: Sockets, start: Start, backend: socket.socket, journal: Journal
+) -> None:
+    running = start(row(address_of(sockets.listener()).port, backend))
+    assert not running.can_go_on
+    (error,) = [line for line in journal.finish() if "cannot listen" in line.get("message", "")]
+    assert "tried again" not in error["message"]
+
+
+def test_each_address_that_is_down_has_a_delay_of_its_own(
+    sockets: Sockets,
+    start: Start,
+    backend: socket.socket,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tries: Counter[Address] = Counter()
+
+    def counted(address: Address, *args: Any, **options: Any) -> stdlib.socket:
+        tries[address] += 1
+        return net.listen(address, *args, **options)
+
+    monkeypatch.setattr(listeners, "listen", counted)
+    monkeypatch.setattr(listeners, "_FIRST_UNIX_RETRY", 0.02)
+    monkeypatch.setattr(listeners, "_LAST_UNIX_RETRY", 0.05)
+    monkeypatch.setattr(listeners, "_FIRST_RETRY", 60.0)
+    path = tmp_path / "socket"
+    with stdlib.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+        other.listen()
+        port = address_of(sockets.listener()).port
+        start(row(port, backend), f"unix:{path},{HOST},{address_of(backend).port}")
+        eventually(lambda: tries[Address(f"unix:{path}", 0)] > 5, 10)
+    assert tries[Address(HOST, port)] == 1
+
+
+def test_the_delay_of_an_address_that_stays_down_grows() -> None:
+    tcp, unix = [0.0], [0.0]
+    for _ in range(6):
+        tcp.append(listeners._delay(Address(HOST, 80), tcp[-1]))
+        unix.append(listeners._delay(Address("unix:/path", 0), unix[-1]))
+    assert tcp[1:] == [1, 2, 4, 8, 10, 10]
+    assert unix[1:] == [0.2, 0.4, 0.8, 0.8, 0.8, 0.8]
+
+
+# --- listeners whose place has gone ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("by_itself", [False, True], ids=["at a reload", "by itself"])
+@pytest.mark.parametrize("another", [False, True], ids=["removed", "replaced"])
+def test_a_unix_listener_whose_file_has_gone_listens_anew(
+    another: bool,
+    by_itself: bool,
+    start: Start,
+    backend: socket.socket,
+    journal: Journal,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if by_itself:
+        monkeypatch.setattr(listeners, "_LOOK", 0.02)
+    path = tmp_path / "socket"
+    running = start(f"unix:{path},{HOST},{address_of(backend).port},name=local")
+    path.unlink()
+    if another:
+        with stdlib.socket(socket.AF_UNIX) as passing:
+            passing.bind(str(path))
+    if not by_itself:
+        running.apply(running.rules)
+    told = journal.wait_for("listening anew")
+    reason = "another file is in its place" if another else "its file was removed"
+    assert (told["level"], told["rule"], told["reason"]) == ("warning", "local", reason)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+        client.sendall(b"word")
+        with backend.accept()[0] as target:
+            assert read_exactly(target, 4) == b"word"
+
+
+def test_a_unix_listener_whose_place_somebody_else_has_is_down(
+    start: Start, backend: socket.socket, journal: Journal, tmp_path: Path
+) -> None:
+    path = tmp_path / "socket"
+    running = start(f"unix:{path},{HOST},{address_of(backend).port}")
+    path.unlink()
+    with stdlib.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+        other.listen()
+        running.apply(running.rules)
+        assert "EADDRINUSE" in running.down[Address(f"unix:{path}", 0)]
+        journal.wait_for("cannot listen any more")
+    eventually(lambda: running.down == {})
+
+
+def test_a_link_local_listener_whose_interface_was_made_anew_listens_there(
+    start: Start, port: int, backend: socket.socket, journal: Journal
+) -> None:
+    with Network() as network, network.inside():
+        make = ("ip", "link", "add", "wire", "type", "veth", "peer", "name", "end")
+        network.run(*make)
+        running = start(f"[fe80::1%wire]:{port},{HOST},{address_of(backend).port}")
+        (listener,) = running.listeners.values()
+        network.run("ip", "link", "delete", "wire")
+        running.apply(running.rules)
+        assert "ENODEV" in running.down[Address("fe80::1%wire", port)]
+        assert running.can_go_on
+        network.run(*make)
+        running.apply(running.rules)
+        (anew,) = running.listeners.values()
+        assert anew is not listener
+        assert anew.socket.getsockname()[3] == stdlib.if_nametoindex("wire")
+        network.run("ip", "link", "delete", "wire")
+        network.run(*make)
+        running.apply(running.rules)
+        (last,) = running.listeners.values()
+        assert last.socket.getsockname()[3] == stdlib.if_nametoindex("wire")
+        assert [line["reason"] for line in journal.finish() if "reason" in line] == [
+            "its interface has gone",
+            "its interface was made anew",
+        ]
+        running.apply(RuleSet())
 
 
 def test_a_listener_that_is_down_is_given_up_with_its_rule(
@@ -276,7 +432,7 @@ def test_a_listener_that_is_down_is_given_up_with_its_rule(
     running = start(row(address_of(taken).port, backend))
     running.apply(rules(row(other_port, backend)))
     assert running.down == {}
-    eventually(lambda: running._retrier is None)
+    eventually(lambda: running._listeners._keeper is None)
 
 
 def test_a_listener_that_comes_late_serves_the_rule_of_now(
@@ -396,15 +552,66 @@ def test_a_rule_may_be_removed_while_its_listener_pauses(
     assert read_exactly(target, 12) == b"still served"
 
 
-@given(st.integers(0, 1 << 20), st.integers(0, 1000), st.booleans())
-def test_whatever_is_in_use_at_a_time_fits_into_the_descriptors(limit: int, listeners: int, splice: bool) -> None:
-    descriptors = Descriptors(limit, splice)
+@given(st.integers(0, 1 << 20), st.integers(0, 1000), st.booleans(), st.integers(0, 100))
+def test_whatever_is_in_use_at_a_time_fits_into_the_descriptors(
+    limit: int, listeners: int, splice: bool, inherited: int
+) -> None:
+    descriptors = Descriptors(limit, splice, inherited=inherited)
     connections = descriptors.connections(listeners)
     in_use = 2 * (connections + descriptors.lookups + descriptors.pipes) + descriptors.beside + listeners + 22
-    in_use += descriptors.probes + descriptors.admin
+    in_use += descriptors.probes + descriptors.admin + inherited
     assert in_use in (limit, limit - 1)
     assert sum(descriptors.shares(listeners).values()) == in_use
     assert splice or not descriptors.pipes
+
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("memory", "workers", "fits"),
+    [
+        (0, 1, math.inf),
+        (64 * MIB, 1, 2048),
+        (1024 * MIB, 1, 51_200),
+        (20 * MIB, 1, 64),
+        (64 * MIB + 3 * 24 * MIB, 2, 1638),  # two workers and their master
+    ],
+)
+def test_as_many_connections_are_held_as_fit_into_the_memory(
+    memory: int, workers: int, fits: float, journal: Journal
+) -> None:
+    worker = 0 if workers == 1 else 1
+    running = Server(journal.log, "rules.csv", Descriptors(1 << 20), 0, worker=worker, memory=memory)
+    running.apply(RuleSet())
+    running.share(workers)
+    assert running.fits_memory == fits
+    assert running.gate.limit == min(fits, Descriptors(1 << 20).connections(0))
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "limit"),
+    [
+        ("0::/a/b", {"a/b/memory.max": "max", "a/memory.max": "300", "memory.max": "400"}, 300),
+        ("0::/", {"memory.max": "500"}, 500),
+        ("0::/gone", {"memory.max": "600"}, 600),
+        ("4:memory:/docker/1\n0::/", {"memory/memory.limit_in_bytes": "700"}, 700),
+        ("4:cpu,memory:/a", {"memory/a/memory.limit_in_bytes": "800", "memory.max": "100"}, 800),
+        ("3:cpu:/a", {"memory/a/memory.limit_in_bytes": "900"}, 0),
+        ("0::/", {"memory.max": "max"}, 0),
+        (None, {}, 0),
+    ],
+    ids=["a parent's", "container", "another namespace", "version 1", "with others", "none", "max", "no /proc"],
+)
+def test_the_memory_limit_is_the_lowest_on_the_way_up(
+    groups: str | None, files: dict[str, str], limit: int, tmp_path: Path
+) -> None:
+    for name, text in files.items():
+        (tmp_path / "fs" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "fs" / name).write_text(f"{text}\n")
+    if groups is not None:
+        (tmp_path / "groups").write_text(f"{groups}\n")
+    assert memory_limit(tmp_path / "groups", tmp_path / "fs") == limit
 
 
 @given(st.integers(0, 1000))
@@ -504,7 +711,58 @@ def test_a_raised_limit_lets_those_in_who_wait(
     assert first.works()
 
 
+def ports_in_a_row(number: int) -> list[int]:
+    ports = [free_port()]
+    while len(ports) < number:
+        ports.append(free_port())
+        if ports[-1] != ports[-2] + 1:
+            del ports[:-1]
+    return ports
+
+
+def test_a_limit_that_is_raised_by_many_lets_the_clients_of_many_listeners_in(
+    sockets: Sockets, start: Start, port: int, backend: socket.socket
+) -> None:
+    ports = ports_in_a_row(8)
+    wide = f"{HOST}:{ports[0]}-{ports[-1]},{HOST},{address_of(backend).port}"
+    running = start(row(port, backend), wide, max_connections=1)
+    talk = talk_to(sockets, port, backend)
+    waiting = [sockets.client(Address(HOST, each)) for each in ports]
+    eventually(lambda: len(running.gate._waiting) >= len(waiting))
+    running._max_connections = 0
+    running.apply(running.rules)  # wakes a listener for each rule; the others have to be woken by those
+    for _ in waiting:
+        sockets.accept(backend)
+    assert talk.works()
+
+
+def test_a_place_that_a_rule_has_no_use_for_any_more_goes_to_who_waits_behind_it(
+    sockets: Sockets, start: Start, port: int, other_port: int, backend: socket.socket
+) -> None:
+    first, second = ports_in_a_row(2)
+    narrow = f"{HOST}:{first}-{second},{HOST},{address_of(backend).port},max_connections=1"
+    running = start(row(port, backend), narrow, row(other_port, backend), max_connections=2)
+    talks = [talk_to(sockets, port, backend) for _ in range(2)]
+    waiting = []
+    for number, each in enumerate((first, second, other_port), 1):
+        waiting.append(sockets.client(Address(HOST, each)))
+        eventually(lambda number=number: len(running.gate._waiting) >= number)  # type: ignore[misc]
+    talks[0].close()
+    assert Talk(waiting[0], sockets.accept(backend)).works()
+    talks[1].close()  # the place is offered to the second port, whose rule is full by now
+    with gevent.Timeout(5):
+        assert Talk(waiting[2], sockets.accept(backend)).works()
+
+
 # --- the end ---------------------------------------------------------------------------------------------------------
+
+
+def test_who_stops_accepting_is_not_down_anywhere(sockets: Sockets, start: Start, backend: socket.socket) -> None:
+    running = start(row(address_of(sockets.listener()).port, backend))
+    assert running.rules_down() == [f"{HOST}:{next(iter(running.down)).port}"]
+    running.stop_accepting()
+    assert (running.rules_down(), running.down) == ([], {})
+    assert running.status()[0]["listener_up"]
 
 
 def test_who_stops_accepting_lets_connections_go_on(
@@ -559,7 +817,7 @@ def test_what_cannot_be_changed_is_told_and_ends_nothing(
     def fails(*_: object) -> None:
         raise PermissionError(1, "Operation not permitted")
 
-    monkeypatch.setattr(server, "set_keepalive", fails)
+    monkeypatch.setattr(listeners, "set_keepalive", fails)
     running.apply(rules(row(port, backend, "keepalive=7s")))
     assert "cannot change" in journal.wait_for("cannot change")["message"]
     assert running.rules.rules[0].options.keepalive == 7
@@ -567,6 +825,66 @@ def test_what_cannot_be_changed_is_told_and_ends_nothing(
 
 def test_the_limit_is_a_number_from_the_first(start: Start) -> None:
     assert start().gate.limit < float("inf")
+
+
+# --- thousands of rules ----------------------------------------------------------------------------------------------
+
+
+def many(number: int, options: str = "") -> RuleSet:
+    """Return rules that listen where nobody else does: at an address that this host does not have."""
+    host = f"198.51.100.{os.getpid() % 256}"
+    return rules(*(f"{host}:{port},{HOST},80,name={port},{options}" for port in range(10_001, 10_001 + number)))
+
+
+def test_limits_are_divided_among_the_workers_of_now_also_for_rules_that_are_being_made(start: Start) -> None:
+    running = start()
+    told = gevent.spawn(running.share, 4)  # it runs as soon as others may
+    running.apply(many(250, "max_connections=100"))
+    assert told.ready()
+    assert {each.gate.limit for each in running._running.values()} == {25}
+
+
+@pytest.mark.parametrize(("options", "part"), [("", 16), ("idle_timeout=1h", 8)], ids=["none changes", "all change"])
+def test_a_reload_of_thousands_of_rules_lets_others_run(options: str, part: int, start: Start) -> None:
+    """Judged by CPU time: how quick the machine is, and what else it does, is no matter."""
+    running = start()
+    running.apply(many(3000))
+    changed = many(3000, options)
+    turns: list[float] = []
+
+    def look() -> None:
+        while True:
+            turns.append(time.thread_time())
+            gevent.sleep(0)
+
+    gc.collect()
+    gc.disable()
+    try:
+        looking = gevent.spawn(look)
+        running.apply(changed)
+        looking.kill()
+    finally:
+        gc.enable()
+    longest = max(after - before for before, after in itertools.pairwise(turns))
+    assert longest < (turns[-1] - turns[0]) / part
+
+
+def test_what_is_shown_while_rules_are_applied_is_of_a_piece(start: Start) -> None:
+    running = start()
+    shown = []
+
+    def look() -> None:
+        while True:
+            running.rules_down()
+            shown.append(len(running.status()))
+            gevent.sleep(0)
+
+    looking = gevent.spawn(look)
+    for number in (250, 50, 150):
+        running.apply(many(number))
+        gevent.sleep(0.01)
+    looking.kill()
+    assert set(shown) == {0, 250, 50, 150}
 
 
 # --- any change ------------------------------------------------------------------------------------------------------
@@ -604,13 +922,7 @@ RULE_SETS = st.lists(st.lists(ROWS, max_size=4), min_size=1, max_size=4)
 
 @pytest.fixture(scope="module")
 def three_ports() -> list[int]:
-    """Three free ports in a row."""
-    ports = [free_port()]
-    while len(ports) < 3:
-        ports.append(free_port())
-        if ports[-1] != ports[-2] + 1:
-            del ports[:-1]
-    return ports
+    return ports_in_a_row(3)
 
 
 def state(running: Server) -> object:

@@ -68,7 +68,7 @@ class Claims:
         os.set_inheritable(self._fd, True)
         return {_VARIABLE: str(self._fd)}
 
-    def listen(self, address: Address, options: RuleOptions) -> socket.socket:
+    def listen(self, address: Address, options: RuleOptions, *, ahead: bool = False) -> socket.socket:
         """Return a listening socket that is shared with the siblings of this process, as ``net.listen`` does.
 
         Raises:
@@ -83,7 +83,7 @@ class Claims:
         try:
             if not self._is_siblings(place) and is_shared(address):
                 raise OSError(errno.EADDRINUSE, "another VeilLink would have to share its clients")
-            sock = listen(address, options, shared=True)
+            sock = listen(address, options, shared=True, ahead=ahead)
             self._note(place, self._mark)
         finally:
             fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, _LOOKS_AT + place)

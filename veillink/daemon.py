@@ -17,6 +17,7 @@ import gevent
 
 from . import __version__
 from .cells import printable
+from .cgroup import memory_limit
 from .claims import Claims
 from .control import State
 from .inbox import CUT, DUMP, LEAD, READ, RELOAD, SIGNALS, STOP, WORKER_SIGNALS, Inbox, reap_orphans
@@ -30,6 +31,7 @@ from .rules_watch import RulesWatch
 from .scoreboard import Seat
 from .server import Server
 from .systemd import Manager, inherited, pid_obstacle, remove_pid, write_pid
+from .tasks import unhurried
 
 # How long it may take until the next of the cut connections has closed, and what systemd is told for all; in seconds.
 _CUT_TIME: Final = 0.3
@@ -118,8 +120,12 @@ class _Process:
         self._claims = claims
         self._file = RulesWatch(settings.config, settings.defaults, watch=settings.watch, say=self._say)
         self._descriptors = Descriptors(
-            raise_fd_limit(), splice=settings.relay != "copy", watched=settings.admin is not None
+            raise_fd_limit(),
+            splice=settings.relay != "copy",
+            watched=settings.admin is not None,
+            inherited=len(listening),
         )
+        self._memory = memory_limit()
         self._server = Server(
             log,
             settings.config,
@@ -127,6 +133,7 @@ class _Process:
             settings.max_connections,
             listening,
             seat.number if seat else 0,
+            self._memory,
             claims,
         )
         self._report = Report(settings.config, self._server, self._descriptors, log)
@@ -186,7 +193,7 @@ class _Process:
             return self._give_up(obstacle)
         server.apply(rules)
         self._report.count_reload("applied", problems)
-        if not server.listeners and not self._may_wait(rules):
+        if not rules.rules or not server.can_go_on:
             return self._give_up("no rule could be started")
         obstacle = write_pid(settings.pidfile)
         if obstacle:
@@ -313,10 +320,6 @@ class _Process:
         if self._seat is not None:
             self._seat.enter(State(self._report.phase, self._report.reads))
 
-    def _may_wait(self, rules: RuleSet) -> bool:
-        """Return whether it is no fault that nothing listens here: other workers have the UNIX sockets, or had them."""
-        return self._seat is not None and bool(rules.rules) and all(address.is_unix for address in self._server.down)
-
     def _give_up(self, why: str) -> bool:
         self._log.error(f"not started: {why}")
         return False
@@ -359,7 +362,7 @@ class _Process:
 
     def _announce(self) -> None:
         log, server = self._log, self._server
-        for rule in log.paced(server.rules.rules):
+        for rule in unhurried(log.paced(server.rules.rules)):
             targets = ",".join(str(target.address) for target in rule.targets)
             self._say("info", "rule", name=rule.name, listen=rule.shown_listen, targets=targets)
         off = [name for name in ("idle_timeout", "max_lifetime") if not getattr(self._settings.defaults, name)]
@@ -368,6 +371,8 @@ class _Process:
             self._say("warning", f"by default these limits are off: {limits}; a silent connection may stay for ever")
         listeners = len(server.listeners)
         self._say("info", "file descriptors", limit=self._descriptors.limit, **self._descriptors.shares(listeners))
+        if server.fits_memory < self._descriptors.connections(listeners):
+            self._say("info", "memory", limit=self._memory, connections=server.fits_memory)
         log.info("ready", listeners=listeners, max_connections=server.gate.limit)
 
     def _summary(self) -> str:

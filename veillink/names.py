@@ -16,6 +16,7 @@ from gevent.event import Event
 from gevent.threadpool import ThreadPool
 
 from .log import Log
+from .tasks import unhurried
 
 # A name that was just answered, or not found, is not asked for again for each client that comes.
 _RETRY: Final = 1.0
@@ -139,9 +140,11 @@ class Names:
         Args:
             wanted: host names and the age in seconds at which each is looked up again.
         """
-        self._names = {host: self._names.get(host) or Name(host) for host in wanted}
-        for host, refresh in wanted.items():
-            self._names[host].refresh = refresh
+        names: dict[str, Name] = {}
+        for host, refresh in unhurried(wanted.items()):
+            names[host] = self._names.get(host) or Name(host)
+            names[host].refresh = refresh
+        self._names = names
         if wanted:
             self._tend()
 

@@ -7,6 +7,7 @@ import os
 import resource
 import socket
 import stat
+import sys
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +26,9 @@ _OPTIONS: Final[_Options] = ((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), _IN_LI
 _CONNECT_OPTIONS: Final[_Options] = (*_OPTIONS, (socket.SOL_SOCKET, socket.SO_REUSEADDR, 1))
 _LONGEST_RTO_MAX_MS: Final = 120_000
 _TCP_RTO_MAX_MS: Final = 44  # linux/tcp.h, from Linux 6.15; not named by Python
+# IP_FREEBIND and IPV6_FREEBIND of linux/in.h and in6.h; not named by Python 3.11.
+_FREEBIND: Final = {socket.AF_INET: (socket.IPPROTO_IP, 15), socket.AF_INET6: (socket.IPPROTO_IPV6, 78)}
+_HAS_FREEBIND: Final = sys.platform == "linux"
 
 
 def error_name(error: OSError) -> str:
@@ -93,7 +97,7 @@ def set_keepalive(sock: _socket.socket, seconds: float) -> None:
         sock.setsockopt(*option)
 
 
-def listen(address: Address, options: RuleOptions, *, shared: bool = False) -> socket.socket:
+def listen(address: Address, options: RuleOptions, *, shared: bool = False, ahead: bool = False) -> socket.socket:
     """Return a listening socket.
 
     Args:
@@ -102,13 +106,14 @@ def listen(address: Address, options: RuleOptions, *, shared: bool = False) -> s
         options: of its rule; ``keepalive`` and ``socket_mode`` count.
         shared: other processes of this user may listen there too, and the kernel gives each a part of the clients
             (SO_REUSEPORT in socket(7)); a UNIX socket cannot be shared.
+        ahead: also at an address that this host does not have yet, where the kernel can do that.
 
     Raises:
         OSError: the address cannot be had.
     """
     if address.is_unix:
         return UnixListener(address.path, options.socket_mode)
-    sock = _bind(address, shared=shared)
+    sock = _bind(address, shared=shared, ahead=ahead)
     try:
         sock.setblocking(False)
         _set_inherited(sock, options.keepalive)
@@ -117,6 +122,29 @@ def listen(address: Address, options: RuleOptions, *, shared: bool = False) -> s
         sock.close()
         raise
     return sock
+
+
+def listens_ahead(sock: socket.socket) -> bool:
+    """Return whether it listens at an address that this host did not have when it was opened."""
+    return _HAS_FREEBIND and sock.family in _FREEBIND and bool(sock.getsockopt(*_FREEBIND[sock.family]))
+
+
+def displaced(sock: socket.socket, address: Address) -> str:
+    """Return why nobody reaches this listener of ours at its address any more, or nothing.
+
+    A UNIX socket lives on without its file, and a link-local address on an interface that has gone; an interface made
+    anew has the same name and another index.
+    """
+    if isinstance(sock, UnixListener):
+        return sock.displaced()
+    zone = address.host.partition("%")[2]
+    if not zone or zone.isdigit():
+        return ""
+    try:
+        index = socket.if_nametoindex(zone)
+    except OSError:
+        return "its interface has gone"
+    return "" if index == sock.getsockname()[3] else "its interface was made anew"
 
 
 def is_shared(address: Address) -> bool:
@@ -132,10 +160,10 @@ def is_shared(address: Address) -> bool:
     return False
 
 
-def _bind(address: Address, *, shared: bool) -> socket.socket:
+def _bind(address: Address, *, shared: bool, ahead: bool = False) -> socket.socket:
     """Return a socket that is bound to an address; one without a host has both families, or IPv4 without IPv6."""
     if address.host:
-        return _bind_to(address, dual=False, shared=shared)
+        return _bind_to(address, dual=False, shared=shared, ahead=ahead)
     try:
         return _bind_to(Address("::", address.port), dual=True, shared=shared)
     except OSError as error:
@@ -144,7 +172,7 @@ def _bind(address: Address, *, shared: bool) -> socket.socket:
         return _bind_to(Address("0.0.0.0", address.port), dual=False, shared=shared)
 
 
-def _bind_to(address: Address, *, dual: bool, shared: bool) -> socket.socket:
+def _bind_to(address: Address, *, dual: bool, shared: bool, ahead: bool = False) -> socket.socket:
     family, where = numeric(address)
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -152,11 +180,26 @@ def _bind_to(address: Address, *, dual: bool, shared: bool) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if dual else 1)
-        sock.bind(where)
+        try:
+            sock.bind(where)
+        except OSError as error:
+            if not ahead or error.errno != errno.EADDRNOTAVAIL or not _may_bind_ahead(sock):
+                raise
+            sock.bind(where)
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def _may_bind_ahead(sock: socket.socket) -> bool:
+    if not _HAS_FREEBIND:
+        return False
+    try:
+        sock.setsockopt(*_FREEBIND[sock.family], 1)
+    except OSError:  # an old kernel
+        return False
+    return True
 
 
 def _set_inherited(sock: socket.socket, keepalive: float) -> None:
@@ -199,6 +242,13 @@ class UnixListener(socket.socket):
         """Change who may connect."""
         if self._file is not None and self._file == _file_at(self._path):
             Path(self._path).chmod(mode)
+
+    def displaced(self) -> str:
+        """Return what has become of its file, or nothing while that is there."""
+        found = _file_at(self._path)
+        if found == self._file:
+            return ""
+        return "another file is in its place" if found else "its file was removed"
 
     def close(self) -> None:
         """Close it, and remove its file unless somebody has put another one there."""
@@ -243,7 +293,7 @@ def numeric(address: Address) -> tuple[int, Any]:
     """Return the family and socket address of an IP literal or UNIX socket (an IPv6 zone is looked up as interface).
 
     Raises:
-        OSError: there is no interface of that name.
+        OSError: there is no interface of that name (ENODEV).
     """
     host, port = address
     if ":" not in host:
@@ -251,8 +301,16 @@ def numeric(address: Address) -> tuple[int, Any]:
     if address.is_unix:
         return socket.AF_UNIX, address.path
     literal, _, zone = host.partition("%")
-    scope = 0 if not zone else int(zone) if zone.isdigit() else socket.if_nametoindex(zone)
-    return socket.AF_INET6, (literal, port, 0, scope)
+    return socket.AF_INET6, (literal, port, 0, _scope(zone) if zone else 0)
+
+
+def _scope(zone: str) -> int:
+    if zone.isdigit():
+        return int(zone)
+    try:
+        return socket.if_nametoindex(zone)
+    except OSError:  # Python gives it no number
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV)) from None
 
 
 def plain_host(host: str) -> str:

@@ -337,14 +337,19 @@ class Diff:
     same: tuple[Rule, ...]
 
 
-def diff(old: RuleSet, new: RuleSet) -> Diff:
-    """Compare two sets of rules, each in its own order."""
-    before = {rule.key: rule for rule in old.rules}
-    after = {rule.key: rule for rule in new.rules}
-    kept = [(before[key], rule) for key, rule in after.items() if key in before]
-    return Diff(
-        added=tuple(rule for key, rule in after.items() if key not in before),
-        removed=tuple(rule for key, rule in before.items() if key not in after),
-        changed=tuple(rule for was, rule in kept if was != rule),
-        same=tuple(rule for was, rule in kept if was == rule),
-    )
+def diff(old: RuleSet, new: RuleSet, paced: Callable[[Iterable[Rule]], Iterable[Rule]] = iter) -> Diff:
+    """Compare two sets of rules, each in its own order.
+
+    Args:
+        old: the one set.
+        new: the other one.
+        paced: goes over thousands of rules and lets others work in between.
+    """
+    removed = {rule.key: rule for rule in paced(old.rules)}
+    added: list[Rule] = []
+    changed: list[Rule] = []
+    same: list[Rule] = []
+    for rule in paced(new.rules):
+        was = removed.pop(rule.key, None)
+        (added if was is None else same if was == rule else changed).append(rule)
+    return Diff(tuple(added), tuple(removed.values()), tuple(changed), tuple(same))

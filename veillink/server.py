@@ -3,26 +3,23 @@
 Rule: what a change does not name is not touched.
 """
 
-import errno
 import math
 import random
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, TypeVar
-
-import gevent
-from gevent.event import Event
+from typing import Any, Final
 
 from .claims import Claims
 from .ledger import Ledger
-from .limits import Descriptors, Gate
+from .limits import Descriptors, Division, Gate, fitting
 from .listener import Entrance, Listener
+from .listeners import Listeners
 from .log import Log
-from .model import Address, End, Ended, Health, OnDown, Rule, RuleOptions, RuleSet
+from .model import Address, End, Ended, Health, OnDown, Rule, RuleSet
 from .names import Names
-from .net import UnixListener, error_name, listen, set_keepalive, take_over
+from .net import listen
 from .patience import Patience
 from .pipes import Pipes
 from .places import Places
@@ -31,32 +28,15 @@ from .probes import Probes, Turns
 from .rules import Diff, diff
 from .session import Service
 from .stream import watch_resets
+from .tasks import unhurried
 from .upstream import Route
 
-# Thousands of rules take a while to apply: others get their turn after so many.
-_AT_A_TIME: Final = 100
 # What each worker may number before it meets the next one's numbers; 9 million workers fit into a double.
 _NUMBERS: Final = 1_000_000_000
 # Workers begin to listen at different places of the list, and do not wait for each other at each address.
 _GOLDEN: Final = 0.618
-_FIRST_RETRY: Final = 1.0
-_LAST_RETRY: Final = 10.0
-_UNIX_RETRY: Final = 0.2  # it is free as soon as the program before this one lets go
-
-_HINTS: Final = {
-    errno.EADDRINUSE: "another program listens there, or a connection of this host has that port",
-    errno.EACCES: "ports below 1024 need root or CAP_NET_BIND_SERVICE",
-    errno.EADDRNOTAVAIL: "this host has no such address",
-}
-
-
-_T = TypeVar("_T")
 
 _NONE: Final[Mapping[Address, socket.socket]] = {}
-_UNIX_HINTS: Final = {
-    errno.EADDRINUSE: "another program listens there",
-    errno.EACCES: "VeilLink may not write to that folder",
-}
 
 
 class Server:
@@ -69,6 +49,7 @@ class Server:
         max_connections: the most connections at a time; 0 for as many as the descriptors allow.
         inherited: listening sockets that are there already.
         worker: the process's number among several that listen at the same addresses; 0: it is alone.
+        memory: bytes that all processes may have together; 0 is no limit.
         claims: where the others of these listen, so that nobody else's clients are shared.
     """
 
@@ -80,87 +61,96 @@ class Server:
         max_connections: int,
         inherited: Mapping[Address, socket.socket] = _NONE,
         worker: int = 0,
+        memory: int = 0,
         claims: Claims | None = None,
     ) -> None:
-        self.gate = Gate()
+        self.division = Division()
+        self.gate = Gate(self.division)
         self.ledger = Ledger(worker * _NUMBERS)
-        self.listeners: dict[Address, Listener] = {}
-        self.down: dict[Address, str] = {}
         self.rules = RuleSet()
         self._log = log
-        self._source = source
         self._descriptors = descriptors
+        self._memory = memory
         self._max_connections = max_connections
         self._inherited = inherited
         self._shared = worker > 0
-        self._spread = worker * _GOLDEN % 1
-        self._claims = claims
-        self._workers = 1
         self.leads = worker == 0
+        open_at = partial(listen, shared=self._shared) if claims is None else claims.listen
+        self._listeners = Listeners(log, source, open_at, inherited, worker * _GOLDEN % 1)
         self._names = Names(log, descriptors.lookups)
         self._places = Places(descriptors.beside)
         self._patience = Patience()
         self._pipes = Pipes(descriptors.pipes)
         self._probing = Turns(descriptors.probes)
         self._running: dict[_Key, _Running] = {}
-        self._wanted: dict[Address, Entrance] = {}
-        self._cut = Event()
         self._retired: dict[_Key, _Running] = {}
-        self._retrier: gevent.Greenlet[[], None] | None = None
-        self.gate.limit = 0
+        self.gate.room = 0
         watch_resets()
+
+    @property
+    def listeners(self) -> Mapping[Address, Listener]:
+        """The listeners that are open."""
+        return self._listeners.open
+
+    @property
+    def down(self) -> Mapping[Address, str]:
+        """Where it cannot listen, and why."""
+        return {address: down.reason for address, down in self._listeners.down.items()}
+
+    @property
+    def fits_memory(self) -> float:
+        """How many connections fit into the memory."""
+        workers = self.division.among
+        return fitting(self._memory, workers + self._shared, workers)
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether somebody is or will be served: a listener is open, or waits for an address that is not there yet.
+
+        Of several workers one has the UNIX sockets, or another program still has them.
+        """
+        found = self._listeners
+        return bool(found.open) or found.awaits_any() or (self._shared and all(each.is_unix for each in found.down))
 
     def apply(self, rules: RuleSet) -> Diff:
         """Make these rules the ones at work, and return what that has changed. Rules that stay are not touched.
 
         A listener that cannot be had is reported, and tried again in the background.
+
+        Others run meanwhile: 8,000 rules take half a second. They see the old rules until all is built and the new ones
+        then; only the listeners follow one by one.
         """
-        if self._retrier is not None:
-            self._retrier.kill()
-        changes = diff(self.rules, rules)
-        before, same = self._running, {rule.key for rule in changes.same}
+        starting = not self.rules.rules
+        changes = diff(self.rules, rules, unhurried)
+        before, same = self._running, {rule.key for rule in unhurried(changes.same)}
         running: dict[_Key, _Running] = {}
-        for rule in _unhurried(rules.rules):
-            last = before.get(rule.key) or self._retired.get(rule.key)
-            running[rule.key] = last if last and rule.key in same else self._build(rule, last)
-        gone = {key: each for key, each in (self._retired | before).items() if key not in running}
-        self._retired = {key: each for key, each in gone.items() if each.gate.taken}
-        self._running = running
-        self._wanted = {
-            address: Entrance(each.service, offset, each.gate)
-            for each in running.values()
-            for address, offset in each.service.rule.listens()
-            if self.leads or not address.is_unix or address in self._inherited
-        }
-        self.rules = rules
-        self._names.keep(_host_names(rules))
-        self.down = {address: why for address, why in self.down.items() if address in self._wanted}
-        self._set_limit()
-        self._open_missing()
-        unwanted = [address for address in self.listeners if address not in self._wanted]
-        for address in _unhurried(unwanted):
-            self.listeners.pop(address).retire()
-        if unwanted:  # an address may have been freed just now, like 127.0.0.1:80 for *:80
-            self._open_missing()
-        for address, listener in self.listeners.items():
-            self._hand_over(listener, self._wanted[address])
-        for key, each in before.items():
+        for rule in unhurried(rules.rules):
+            key = rule.key
+            last = before.get(key) or self._retired.get(key)
+            running[key] = last if last and key in same else self._build(rule, last)
+        gone = [(key, each) for key, each in unhurried((self._retired | before).items()) if key not in running]
+        wanted = self._entrances(running)
+        hosts = _host_names(rules)
+        self._retired = {key: each for key, each in gone if each.gate.taken}
+        self._running, self.rules = running, rules
+        self._names.keep(hosts)
+        self._set_room(len(wanted))
+        self._listeners.want(wanted)
+        for key, each in unhurried(before.items()):
             if running.get(key) is not each:
                 each.stop_probes()
-        for each in running.values():
+        for each in unhurried(running.values()):
             each.gate.wake()
-        self._report_down()
-        self._retrier = gevent.spawn(self._retry) if self.down else None
+        self._listeners.report(rules, tried_again=not starting or self.can_go_on)
         return changes
 
     def share(self, workers: int) -> None:
         """Be one of so many: each limit is divided among them, but everyone may hold one connection."""
-        if workers != self._workers:
-            self._workers = workers
+        if workers != self.division.among:
+            self.division.among = workers
+            self._set_room(len(self._listeners.wanted))
             for running in self._running.values():
-                running.gate.limit = self._part(running.service.rule.options.max_connections)
                 running.gate.wake()
-            self._set_limit()
 
     def lead(self) -> None:
         """Be the one that listens at UNIX sockets, which cannot be shared."""
@@ -169,18 +159,13 @@ class Server:
 
     def stop_accepting(self) -> None:
         """Close every listener and stop probing; connections go on."""
-        if self._retrier is not None:
-            self._retrier.kill()
-        self._wanted = {}
         for running in self._running.values():
             running.stop_probes()
-        for listener in self.listeners.values():
-            listener.retire()
-        self.listeners = {}
+        self._listeners.close()
 
     def cut(self) -> None:
         """End every connection, also those whose greenlet has not begun."""
-        self._cut.set()
+        self._listeners.cut.set()
         for entry in tuple(self.ledger.live.values()):
             entry.interrupt(Ended(End.DRAINED))
 
@@ -192,24 +177,36 @@ class Server:
 
     def rules_down(self) -> list[str]:
         """Return the names of the rules that do not have all their ports."""
-        return list(dict.fromkeys(self._wanted[address].service.rule.name for address in self.down))
+        wanted = self._listeners.wanted
+        return list(dict.fromkeys(wanted[address].service.rule.name for address in self._listeners.down))
 
     def status(self) -> list[dict[str, Any]]:
         """Return for each rule its name, listen cell, whether it listens, its account and its targets."""
-        accounts = self.ledger.snapshot([rule.name for rule in self.rules.rules])
+        shown = tuple(self._running.values())
+        accounts = self.ledger.snapshot([running.service.rule.name for running in shown])
+        down = self._listeners.down
         return [
             {
                 "name": rule.name,
                 "listen": rule.shown_listen,
-                "listener_up": not self.down or not any(address in self.down for address, _ in rule.listens()),
+                "listener_up": not down or not any(address in down for address, _ in rule.listens()),
                 **accounts[rule.name],
                 "targets": [
                     {"target": str(member.address), "up": member.up, "active": member.active}
                     for member in running.service.route.pool.members.values()
                 ],
             }
-            for rule, running in zip(self.rules.rules, self._running.values(), strict=True)
+            for running in unhurried(shown)
+            for rule in (running.service.rule,)
         ]
+
+    def _entrances(self, running: "Mapping[_Key, _Running]") -> dict[Address, Entrance]:
+        places = ((each, address, n) for each in running.values() for address, n in each.service.rule.listens())
+        return {
+            address: Entrance(each.service, offset, each.gate)
+            for each, address, offset in unhurried(places)
+            if self.leads or not address.is_unix or address in self._inherited
+        }
 
     def _build(self, rule: Rule, last: "_Running | None") -> "_Running":
         """Return a rule's new form; targets that stay keep their state, and its connections go on counting."""
@@ -223,8 +220,8 @@ class Server:
             rule.options.retry_interval,
         )
         service = Service(rule, route, self.ledger, self._patience, self._pipes, self._log)
-        gate = last.gate if last else Gate(self.gate)
-        gate.limit = self._part(rule.options.max_connections)
+        gate = last.gate if last else Gate(self.division, self.gate)
+        gate.most = rule.options.max_connections or math.inf
         probes = (
             Probes(route, rule.options, self._probing, random.random) if rule.options.health is Health.TCP else None
         )
@@ -244,77 +241,11 @@ class Server:
                 if entry.member is member:
                     entry.interrupt(Ended(End.TARGET_RESET, "the target is down"))
 
-    def _open_missing(self) -> None:
-        missing = sorted(self._wanted.keys() - self.listeners.keys())
-        begin = int(len(missing) * self._spread)
-        for address in _unhurried(missing[begin:] + missing[:begin]):
-            entrance = self._wanted[address]
-            try:
-                sock = self._listen(address, entrance.service.rule.options)
-            except OSError as error:
-                self.down.setdefault(address, _reason(error, address))
-            else:
-                self.listeners[address] = Listener(sock, address, entrance, self._cut)
-                self.listeners[address].start()
-                self.down.pop(address, None)
-
-    def _listen(self, address: Address, options: RuleOptions) -> socket.socket:
-        given = self._inherited.get(address)
-        if given is not None:
-            return take_over(given, options.keepalive)
-        if self._claims is not None:
-            return self._claims.listen(address, options)
-        return listen(address, options, shared=self._shared)
-
-    def _hand_over(self, listener: Listener, entrance: Entrance) -> None:
-        if listener.entrance == entrance:
-            return
-        sock: Any = listener.socket
-        options = entrance.service.rule.options
-        try:
-            if isinstance(sock, UnixListener):
-                sock.set_mode(options.socket_mode)
-            elif not listener.listens_on.is_unix:
-                set_keepalive(sock, options.keepalive)
-        except OSError as error:
-            self._log.error(f"cannot change {listener.listens_on}: {_reason(error, listener.listens_on)}")
-        listener.entrance = entrance
-        listener.start_accepting()  # it may wait at the gate that it had before
-
-    def _set_limit(self) -> None:
-        room = self._descriptors.connections(len(self._wanted))
-        self.gate.limit = max(0, min(room, self._part(self._max_connections)))
+    def _set_room(self, listeners: int) -> None:
+        room = self._descriptors.connections(listeners)
+        self.gate.room = max(0, min(room, self.fits_memory))
+        self.gate.most = self._max_connections or math.inf
         self.gate.wake()
-
-    def _part(self, limit: int) -> float:
-        return max(1, limit // self._workers) if limit else math.inf
-
-    def _report_down(self) -> None:
-        lines = {rule: rule.line for rule in self.rules.rules}  # a rule that stayed the same may have moved
-        for address, reason in sorted(self.down.items()):
-            rule = self._wanted[address].service.rule
-            place = f"{self._source}:{lines[rule]}"
-            self._log.error(f"{place}: cannot listen on {address}: {reason}; it is tried again", rule=rule.name)
-
-    def _retry(self) -> None:
-        delay = _FIRST_RETRY
-        while self.down:
-            gevent.sleep(_UNIX_RETRY if any(address.is_unix for address in self.down) else delay)
-            delay = min(_LAST_RETRY, delay * 2)
-            before = tuple(self.down)
-            self._open_missing()
-            for address in before:
-                if address in self.listeners:
-                    rule = self.listeners[address].entrance.service.rule
-                    self._log.info("listening at last", rule=rule.name, listen=address)
-        self._retrier = None
-
-
-def _unhurried(items: Iterable[_T]) -> Iterator[_T]:
-    for number, item in enumerate(items, 1):
-        yield item
-        if number % _AT_A_TIME == 0:
-            gevent.sleep(0)
 
 
 _Key = tuple[Address, int]  # of a rule
@@ -336,15 +267,9 @@ class _Running:
 def _host_names(rules: RuleSet) -> dict[str, float]:
     """Return the host names of all targets with the shortest refresh that a rule asks for."""
     wanted: dict[str, float] = {}
-    for rule in rules.rules:
+    for rule in unhurried(rules.rules):
         for target in rule.targets:
             if target.address.is_name:
                 refresh = rule.options.dns_refresh
                 wanted[target.address.host] = min(refresh, wanted.get(target.address.host, refresh))
     return wanted
-
-
-def _reason(error: OSError, address: Address) -> str:
-    hints = _UNIX_HINTS if address.is_unix else _HINTS
-    hint = hints.get(error.errno or 0)
-    return f"{error.strerror} ({error_name(error)})" + (f": {hint}" if hint else "")

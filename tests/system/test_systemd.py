@@ -104,8 +104,8 @@ HAND_OVER = 'LISTEN_PID=$$ exec "$0" "$@"'  # only the process itself knows its 
 
 
 @pytest.fixture
-def handed(tmp_path: Path, backend: Serve) -> Iterator[tuple[socket.socket, "subprocess.Popen[str]"]]:
-    """A listening socket, and a VeilLink that got it from its parent."""
+def handed(tmp_path: Path, backend: Serve) -> Iterator[tuple[socket.socket, "subprocess.Popen[str]", list[str]]]:
+    """A listening socket, a VeilLink that got it from its parent, and what that said at start."""
     config = tmp_path / "rules.csv"
     with socket.create_server((HOST, 0)) as listening:
         port = listening.getsockname()[1]
@@ -118,21 +118,27 @@ def handed(tmp_path: Path, backend: Serve) -> Iterator[tuple[socket.socket, "sub
         os.close(duplicate)
         try:
             assert child.stdout is not None
-            while "ready" not in child.stdout.readline():
+            said = [child.stdout.readline()]
+            while "ready" not in said[-1]:
                 assert child.poll() is None
-            yield listening, child
+                said.append(child.stdout.readline())
+            yield listening, child, said
         finally:
             child.terminate()
             child.communicate(timeout=10)
 
 
-def test_a_socket_that_was_handed_over_is_accepted_from(handed: tuple[socket.socket, "subprocess.Popen[str]"]) -> None:
-    listening, child = handed
+def test_a_socket_that_was_handed_over_is_accepted_from(
+    handed: tuple[socket.socket, "subprocess.Popen[str]", list[str]],
+) -> None:
+    listening, child, said = handed
     with socket.create_connection(listening.getsockname(), 10) as sock:
         assert read_exactly(sock, 6) == b"handed"
     theirs = [str(fd.readlink()) for fd in Path(f"/proc/{child.pid}/fd").iterdir()]
     mine = str(Path(f"/proc/self/fd/{listening.fileno()}").readlink())
     assert theirs.count(mine) == 2  # the one that was handed over, and the listener's copy
+    (shares,) = [line for line in said if "file descriptors" in line]
+    assert " listeners=2 " in shares
     child.terminate()
     assert child.wait(10) == 0
     listening.settimeout(10)  # it is the manager's, and still open
