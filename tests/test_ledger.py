@@ -118,6 +118,37 @@ def test_the_snapshot_has_ended_and_live_connections_of_the_rules_asked_for() ->
     assert ledger.moved() == (16, 32)
 
 
+def test_an_account_goes_with_the_last_rule_and_the_last_connection_of_its_name() -> None:
+    ledger = Ledger()
+    for rule in ("stays", "goes"):
+        ended, live = opened(ledger, rule), opened(ledger, rule)
+        ended.inbound.bytes = 7
+        ledger.close(ended, End.CLOSED, 3.0)
+    assert ledger.snapshot(["stays", "goes"])["goes"]["total"] == 2
+    ledger.keep({"stays"})
+    assert set(ledger.totals) == {"stays", "goes"}
+    assert ledger.snapshot(["goes"])["goes"]["total"] == 2  # a rule of this name that comes back now goes on counting
+    late = opened(ledger, "goes")  # one who waited in the queue of the listener that was closed
+    live.outbound.bytes = 5
+    for entry in (live, late):
+        ledger.close(entry, End.CLOSED, 3.0)
+    assert set(ledger.totals) == set(ledger._ended) == {"stays"}
+    assert ledger.moved() == (14, 5)  # what the process has moved stays moved
+    ledger.keep({"other"})
+    assert set(ledger.totals) == {"stays"}
+    ledger.keep({"stays", "goes"})
+    assert ledger.snapshot(["goes"])["goes"]["total"] == 0
+
+
+def test_an_account_without_connections_goes_at_once() -> None:
+    ledger = Ledger()
+    ledger.close(opened(ledger), End.CLOSED, 3.0)
+    ledger.snapshot(["web"])
+    ledger.keep({"other"})
+    assert not ledger.totals
+    assert not ledger._ended
+
+
 def test_a_histogram_counts_up_to_each_bound_as_prometheus_does() -> None:
     times = Histogram((0.1, 1.0))
     for seconds in (0.05, 0.1, 0.5, 7.0):

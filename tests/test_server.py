@@ -887,6 +887,18 @@ def test_what_is_shown_while_rules_are_applied_is_of_a_piece(start: Start) -> No
     assert set(shown) == {0, 250, 50, 150}
 
 
+def test_of_rules_that_have_gone_nothing_is_kept(
+    sockets: Sockets, start: Start, port: int, other_port: int, backend: socket.socket
+) -> None:
+    running = start(row(port, backend, "name=goes"), row(other_port, backend, "name=stays"))
+    for each in (port, other_port):
+        talk_to(sockets, each, backend).close()
+    eventually(lambda: not running.ledger.live)
+    running.status()
+    running.apply(rules(row(other_port, backend, "name=stays")))
+    assert set(running.ledger.totals) == set(running.ledger._ended) == {"stays"}
+
+
 # --- any change ------------------------------------------------------------------------------------------------------
 
 

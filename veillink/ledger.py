@@ -1,11 +1,12 @@
 """Keep the account of every connection: the live ones, and totals of those that ended.
 
-Rule: an entry is opened once and closed once; ``live`` holds exactly the ones in between.
+Rule: an entry is opened once and closed once; ``live`` holds exactly the ones in between. An account goes with the last
+rule and the last connection of its name.
 """
 
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, Final, Protocol
@@ -142,8 +143,12 @@ class Histogram:
 
 @dataclass(slots=True)
 class Totals:
-    """What a rule's ended connections add up to."""
+    """What a rule's ended connections add up to.
 
+    ``live``: connections that have not ended.
+    """
+
+    live: int = 0
     connections: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
@@ -166,7 +171,22 @@ class Ledger:
         self.legs: dict[object, Entry] = {}
         self.unix_legs: dict[str, Entry] = {}
         self.opened = 0
+        self._rules: Container[str] | None = None
+        self._gone = Totals()
         self._ended: dict[str, dict[str, Any]] = {}
+
+    def keep(self, rules: Container[str]) -> None:
+        """Keep the accounts of rules of these names from now on, and others until their last connection has ended."""
+        self._rules = rules
+        for rule in [rule for rule, totals in self.totals.items() if rule not in rules and not totals.live]:
+            self._drop(rule)
+
+    def _drop(self, rule: str) -> None:
+        """Forget an account; the bytes of the process stay counted."""
+        totals = self.totals.pop(rule)
+        self._ended.pop(rule, None)
+        self._gone.bytes_in += totals.bytes_in
+        self._gone.bytes_out += totals.bytes_out
 
     def open(
         self, rule: str, client: Address, listen: Address, now: float, interrupt: Callable[[Exception], None]
@@ -175,6 +195,7 @@ class Ledger:
         self.opened += 1
         entry = Entry(self._before + self.opened, rule, client, listen, now, interrupt)
         self.live[entry.number] = entry
+        self.totals[rule].live += 1
         return entry
 
     def close(self, entry: Entry, end: End, now: float) -> None:
@@ -183,6 +204,7 @@ class Ledger:
         if entry.leg is not None:
             self._forget_leg(entry, entry.leg)
         totals = self.totals[entry.rule]
+        totals.live -= 1
         totals.connections += 1
         totals.bytes_in += entry.inbound.bytes
         totals.bytes_out += entry.outbound.bytes
@@ -190,6 +212,8 @@ class Ledger:
         totals.duration_seconds.add(now - entry.opened)
         if entry.connected is not None:
             totals.connect_seconds.add(entry.connected - entry.opened)
+        if not totals.live and self._rules is not None and entry.rule not in self._rules:
+            self._drop(entry.rule)
 
     def add_leg(self, entry: Entry, leg: Leg) -> None:
         """Know a connection's leg to its target until it is closed.
@@ -212,7 +236,7 @@ class Ledger:
 
     def moved(self) -> tuple[int, int]:
         """Return the bytes moved so far, from clients and to them."""
-        ended, live = self.totals.values(), self.live.values()
+        ended, live = (self._gone, *self.totals.values()), self.live.values()
         return (
             sum(totals.bytes_in for totals in ended) + sum(entry.inbound.bytes for entry in live),
             sum(totals.bytes_out for totals in ended) + sum(entry.outbound.bytes for entry in live),

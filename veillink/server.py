@@ -130,9 +130,10 @@ class Server:
             running[key] = last if last and key in same else self._build(rule, last)
         gone = [(key, each) for key, each in unhurried((self._retired | before).items()) if key not in running]
         wanted = self._entrances(running)
-        hosts = _host_names(rules)
+        hosts, names = _host_names(rules), {rule.name for rule in unhurried(rules.rules)}
         self._retired = {key: each for key, each in gone if each.gate.taken}
         self._running, self.rules = running, rules
+        self.ledger.keep(names)
         self._names.keep(hosts)
         self._set_room(len(wanted))
         self._listeners.want(wanted)
