@@ -9,6 +9,7 @@ import socket as stdlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -752,6 +753,21 @@ def test_a_place_that_a_rule_has_no_use_for_any_more_goes_to_who_waits_behind_it
     talks[1].close()  # the place is offered to the second port, whose rule is full by now
     with gevent.Timeout(5):
         assert Talk(waiting[2], sockets.accept(backend)).works()
+
+
+def test_clients_of_several_rules_who_come_one_after_the_other_are_served_in_that_order(
+    start: Start, backend: socket.socket
+) -> None:
+    """As a client's control port and then its data port: the target hears of them in the same order."""
+    ports = [free_port() for _ in range(4)]
+    start(*(row(each, backend) for each in ports))
+    for _ in range(5):
+        with ExitStack() as stack:
+            for number, each in enumerate(ports):  # blocks the loop: it finds all of them at once
+                client = stack.enter_context(stdlib.create_connection((HOST, each)))
+                client.sendall(bytes([number]))
+            targets = [stack.enter_context(backend.accept()[0]) for _ in ports]
+            assert [read_exactly(target, 1)[0] for target in targets] == [0, 1, 2, 3]
 
 
 # --- the end ---------------------------------------------------------------------------------------------------------

@@ -36,6 +36,18 @@ class Entrance:
     gate: Gate
 
 
+_ready: "list[Listener]" = []
+
+
+def _accept_in_order() -> None:
+    """Accept at the listeners that became ready in one turn of the loop, which has called the last of them first."""
+    ready = _ready[::-1]
+    _ready.clear()  # before anything can fail: the loop calls those who are left out again
+    for listener in ready:
+        if listener.started:
+            listener.accept_some()
+
+
 class Listener(StreamServer):
     """Accepts on one address, and leads to the entrance that it holds at the moment.
 
@@ -79,6 +91,16 @@ class Listener(StreamServer):
             self.entrance.gate.wake()
             return None
         return adopt(fd, listening.family), peer
+
+    def _do_read(self) -> None:
+        """Accept soon, after those that became ready before this one: of 1,500 pairs of clients 1,270 were inverted."""
+        if not _ready:
+            self.loop.run_callback(_accept_in_order)
+        _ready.append(self)
+
+    def accept_some(self) -> None:
+        """Accept those who wait, 100 at most."""
+        super()._do_read()  # type: ignore[misc]
 
     def has_client(self) -> bool:
         """Return whether somebody waits to be accepted."""
