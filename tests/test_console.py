@@ -24,7 +24,7 @@ STATUS: dict[str, Any] = {
     "uptime": 200.0,
     "limits": {"connections": 10},
     "totals": {"active": 1, "connections": 7},
-    "last_reload": {"problems": ["rules.csv:1:1: ключ"]},
+    "last_reload": {"result": "refused", "problems": ["rules.csv:1:1: ключ"]},
     "rules": [
         {
             "name": "straße",
