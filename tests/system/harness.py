@@ -357,12 +357,13 @@ class VeilLink:
 
     def close(self) -> None:
         """Let go of what the harness holds beside the child."""
-        if self._reader is not None:
-            self._reader.join(5)
-        if self.child.stdout is not None:
-            self.child.stdout.close()
         if self._canary is not None:
             self._canary.close()
+        if self._reader is not None:
+            self._reader.join(5)
+            assert not self._reader.is_alive(), "a process that it has started has not ended"
+        if self.child.stdout is not None:
+            self.child.stdout.close()
 
 
 @contextlib.contextmanager
