@@ -325,7 +325,7 @@ def test_each_address_that_is_down_has_a_delay_of_its_own(
         tries[address] += 1
         return net.listen(address, *args, **options)
 
-    monkeypatch.setattr(listeners, "listen", counted)
+    monkeypatch.setattr(server, "listen", counted)
     monkeypatch.setattr(listeners, "_FIRST_UNIX_RETRY", 0.02)
     monkeypatch.setattr(listeners, "_LAST_UNIX_RETRY", 0.05)
     monkeypatch.setattr(listeners, "_FIRST_RETRY", 60.0)
