@@ -268,12 +268,15 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wheel_and_source_have_what_is_needed_and_nothing_else(built: Path) -> None:
     (wheel,) = built.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    modules = {f"veillink/{path.name}" for path in (ROOT / "veillink").iterdir() if path.suffix in (".py", ".html")}
+    needed = (".py", ".html", ".typed")
+    modules = {f"veillink/{path.name}" for path in (ROOT / "veillink").iterdir() if path.suffix in needed}
     assert {name for name in names if ".dist-info/" not in name} == modules
+    assert any(name.endswith("/LICENSE") for name in names)
     (source,) = built.glob("*.tar.gz")
     listing = subprocess.run(["tar", "-tzf", source], capture_output=True, text=True, check=True).stdout
     assert "/veillink/dashboard.html" in listing
     assert "/README.md" in listing
+    assert "/LICENSE" in listing
 
 
 def test_what_pip_installs_runs(built: Path, tmp_path: Path) -> None:
