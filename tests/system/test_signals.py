@@ -69,7 +69,7 @@ def test_after_a_stop_new_clients_are_refused_and_living_connections_finish(
         for sock in (one, other):
             exchange(sock)
         veillink.send(number)
-        eventually(lambda: not (listens(veillink.port) or listens(veillink.echo_port)), 0.5, "closed listeners")
+        eventually(lambda: not (listens(veillink.port) or listens(veillink.echo_port)), what="closed listeners")
         assert refuses(veillink.port)
         for sock in (one, other):
             exchange(sock, b"x" * 100_000)
