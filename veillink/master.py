@@ -29,7 +29,17 @@ from .net import is_shared, raise_fd_limit
 from .rules_file import read_rules
 from .scoreboard import Scoreboard
 from .systemd import Manager, inherited, pid_obstacle, remove_pid, write_pid
-from .workers import Forwarder, Worker, child_exit, nworkers_changed, on_exit, on_starting, pre_exec, pre_fork
+from .workers import (
+    Forwarder,
+    Worker,
+    child_exit,
+    nworkers_changed,
+    on_exit,
+    on_starting,
+    pre_exec,
+    pre_fork,
+    signals_held,
+)
 
 _LOOK: Final = 0.05  # seconds, while workers are waited for
 _RELOAD_TIME: Final = 30.0  # after which a reload counts as done, whoever has not answered
@@ -59,7 +69,8 @@ def run_workers(settings: Settings) -> int:
         obstacle = _obstacle(settings, listening)
         if not obstacle:
             try:
-                board = Scoreboard.make()
+                with signals_held(_STOPS):
+                    board = Scoreboard.make()
             except OSError as error:
                 obstacle = f"workers cannot share memory (memfd_create): {error.strerror}"
         if board is None:
@@ -233,7 +244,8 @@ class _Master(Arbiter):
         """Start a worker, or try again later."""
         own = os.getpid()
         try:
-            return super().spawn_worker()
+            with signals_held(self.SIGNALS):
+                return super().spawn_worker()
         except (OSError, RuntimeError) as error:
             if os.getpid() != own:
                 raise
@@ -265,7 +277,8 @@ class _Master(Arbiter):
         """Start the program anew, which says when it serves."""
         own = os.getpid()
         try:
-            super().reexec()
+            with signals_held(self.SIGNALS):
+                super().reexec()
         except OSError as error:
             self._journal.say("error", f"the new program cannot be started: {error}")
             if os.getpid() != own:
@@ -273,6 +286,9 @@ class _Master(Arbiter):
 
     def hand_over(self) -> None:
         """Leave to the new program what this one was handed over, as if it had come from the service manager."""
+        for number in self.SIGNALS:
+            signal.signal(number, signal.SIG_DFL if number in _STOPS else signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         pre_exec(self)
         for sock in self.listening.values():
             sock.set_inheritable(True)

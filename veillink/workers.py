@@ -8,7 +8,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final
 
 import gevent
@@ -71,6 +72,7 @@ class Worker(base.Worker):
         ignored = (*_FOR_THE_MASTER, *_TOO_EARLY)
         for number in (*Arbiter.SIGNALS, signal.SIGCHLD):
             signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
     def run(self) -> None:
         """Forward until the master says stop, and exit.
@@ -95,6 +97,19 @@ class Worker(base.Worker):
             self.notify()
             gevent.sleep(min(_BEAT, self.timeout / 2 or _BEAT))
         os.kill(os.getpid(), signal.SIGTERM)  # the master has been killed
+
+
+@contextmanager
+def signals_held(numbers: Iterable[int]) -> Iterator[None]:
+    """Let these signals wait. What is forked has the handlers of its parent until it sets its own, and would lose them.
+
+    Who is forked lets them through itself.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 # --- what gunicorn calls in its own process --------------------------------------------------------------------------

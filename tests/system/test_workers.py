@@ -469,7 +469,6 @@ def test_what_killed_ones_have_left_the_next_one_removes(fleet: Flock, window: W
         os.kill(pid, signal.SIGKILL)
     killed.veillink.child.wait(10)
     eventually(lambda: nobody_listens(killed.veillink, killed.veillink.port), what="the end of all")
-    assert board.exists()
     fleet(f"{HOST}:{{port}},{HOST},1\n")
     assert not board.exists()
     assert other.exists()
@@ -479,6 +478,16 @@ def board_of(pid: int) -> Path:
     """Return the folder that a master holds open."""
     (folder,) = [link for link in sockets_of(pid) if "/veillink-fleet-" in link]
     return Path(folder)
+
+
+def test_a_worker_that_was_just_forked_heeds_that_it_is_one_too_many(start: Start) -> None:
+    before = slowly("util._setproctitle")  # what it does first
+    veillink = start(f"{HOST}:{{port}},{HOST},1\n", "--workers=2", before=before, ready=False, canary=False)
+    eventually(lambda: len(children(veillink.child.pid)) == 2, 10, "both workers")
+    veillink.child.send_signal(signal.SIGTTOU)
+    eventually(lambda: len(children(veillink.child.pid)) == 1, what="the end of one of them")
+    veillink.wait_for_line("is ready")
+    assert veillink.stop() == 0
 
 
 def test_a_worker_that_is_killed_while_it_drains_has_cut_connections(fleet: Flock, backend: Serve) -> None:
@@ -727,12 +736,34 @@ def test_a_new_program_that_is_not_there_leaves_the_old_one_as_it_was(
     assert window.get("/readyz")[0] == 200
 
 
-def test_a_stop_during_an_upgrade_stops_both_and_lets_connections_finish(fleet: Flock, backend: Serve) -> None:
-    flock = fleet(f"{HOST}:{{port}},{HOST},{backend(echo).port}\n")
-    veillink = flock.veillink
+# A program that dawdles where the test says so.
+_SLOWLY = """\
+import os, sys, time
+from gunicorn import util
+def slowly(function):
+    return lambda *arguments: (time.sleep(1), function(*arguments))
+{}
+sys.argv = sys.argv[1:]
+from veillink.__main__ import main
+main()
+"""
+
+
+def slowly(function: str) -> tuple[str, ...]:
+    return str(VEILLINK.with_name("python")), "-c", _SLOWLY.format(f"{function} = slowly({function})")
+
+
+@pytest.mark.parametrize(
+    "before", [(), slowly("os.execvpe")], ids=["as it comes", "forked and not yet the new program"]
+)
+def test_a_stop_during_an_upgrade_stops_both_and_lets_connections_finish(
+    before: tuple[str, ...], fleet: Flock, backend: Serve
+) -> None:
+    flock = fleet(f"{HOST}:{{port}},{HOST},{backend(echo).port}\n", before=before)
+    veillink, old = flock.veillink, set(flock.workers())
     with clients(veillink, 20) as socks:
         veillink.send(signal.SIGUSR2)
-        new = eventually(lambda: set(flock.workers()) - set(sorted(flock.workers())[:2]), what="the new master").pop()
+        new = eventually(lambda: set(flock.workers()) - old, what="the new master").pop()
         veillink.send(signal.SIGTERM)
         eventually(lambda: len(veillink.logged("^stopping$")) >= 2, what="the workers drain")
         time.sleep(0.5)
