@@ -264,11 +264,14 @@ class _Master(Arbiter):
 
     def reload(self) -> None:
         """Have every worker read the rules again, in place."""
+        if not self._ready:  # nothing is to be told before that; who starts later reads them as they are then
+            self.kill_workers(signal.SIGHUP)
+            return
         self._manager.reloading()
         self._reading = self._running()
         self._reading_until = time.monotonic() + _RELOAD_TIME
         self.kill_workers(signal.SIGHUP)
-        if not self._reading:  # they read it when they start
+        if not self._reading:  # all of them are just being replaced
             self._manager.ready(self._summary())
 
     # --- a new program ---

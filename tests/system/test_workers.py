@@ -982,6 +982,16 @@ def test_the_watchdog_hears_from_the_master_and_from_its_successor(fleet: Flock,
         alive()
 
 
+def test_a_reload_that_comes_early_does_not_make_them_ready(start: Start, manager: Manager) -> None:
+    before = slowly("util._setproctitle")
+    veillink = start(f"{HOST}:{{port}},{HOST},1\n", "--workers=2", before=before, env=manager.env, ready=False)
+    eventually(lambda: len(children(veillink.child.pid)) == 2, 10, "both workers")
+    veillink.child.send_signal(signal.SIGHUP)
+    assert manager.told() == {"READY": "1", "STATUS": "2 workers"}
+    eventually(lambda: len(veillink.logged("^ready$")) == 2, what="both serve")
+    assert veillink.stop() == 0
+
+
 def test_a_reload_is_done_although_a_worker_drains(fleet: Flock, backend: Serve, manager: Manager) -> None:
     flock = fleet(f"{HOST}:{{port}},{HOST},{backend(echo).port}\n", workers=3, env=manager.env)
     assert "READY" in manager.told()
