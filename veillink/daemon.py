@@ -4,9 +4,9 @@ Rule: what must not happen twice at a time, the main greenlet does.
 """
 
 import gc
+import math
 import os
 import socket
-import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
@@ -25,6 +25,7 @@ from .limits import Descriptors
 from .log import Log
 from .model import Address, RuleOptions, RuleSet, Settings
 from .net import error_name, listen, raise_fd_limit
+from .patience import lived
 from .report import FleetReport, Report
 from .rows import Notice, Problem
 from .rules_watch import RulesWatch
@@ -238,9 +239,8 @@ class _Process:
         self._server.stop_accepting()
         self._manager.stopping(f"draining {gate.taken} connections", timeout + LONGEST_CUT)
         log.info("stopping", connections=gate.taken, drain_timeout=timeout)
-        until = time.monotonic() + timeout
-        while gate.taken and time.monotonic() < until:
-            if inbox.take(_DRAIN_LOOK) in hurry:
+        for _ in lived(timeout):
+            if not gate.taken or inbox.take(_DRAIN_LOOK) in hurry:
                 break
         cut = gate.taken
         if cut:
@@ -255,11 +255,13 @@ class _Process:
         """End every connection. What the exit would close gets a FIN, and looks complete: so wait while they go."""
         gate = self._server.gate
         self._server.cut()
-        left, until = gate.taken, time.monotonic() + _CUT_TIME
-        while gate.taken and time.monotonic() < until:
-            inbox.take(_DRAIN_LOOK)
-            if gate.taken < left:
-                left, until = gate.taken, time.monotonic() + _CUT_TIME
+        left = math.inf
+        while 0 < gate.taken < left:
+            left = gate.taken
+            for _ in lived(_CUT_TIME):
+                inbox.take(_DRAIN_LOOK)
+                if gate.taken < left:
+                    break
 
     def close(self) -> None:
         """Close the window, which has been open to the end, and take our number away."""

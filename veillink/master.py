@@ -26,6 +26,7 @@ from .daemon import LONGEST_CUT, Outcome
 from .journal import Journal, MasterLog
 from .model import Address, Settings
 from .net import is_shared, raise_fd_limit
+from .patience import lived
 from .rules_file import read_rules
 from .scoreboard import Scoreboard
 from .systemd import Manager, inherited, pid_obstacle, remove_pid, write_pid
@@ -44,7 +45,6 @@ from .workers import (
 _LOOK: Final = 0.05  # seconds, while workers are waited for
 _RELOAD_TIME: Final = 30.0  # after which a reload counts as done, whoever has not answered
 _START_PAUSE: Final = 1.0  # after a worker that could not start
-_LONGEST_TURN: Final = 1.0  # seconds; what is beyond it this process has not lived through
 _STOPS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 # How the program that takes this one's place says that it serves: people and terminals send the others.
 _SERVES: Final = signal.SIGRTMIN
@@ -337,9 +337,10 @@ class _Master(Arbiter):
         self._end_workers(signal.SIGTERM if graceful else signal.SIGQUIT)
 
     def _end_workers(self, number: int) -> None:
-        left, stops = self.cfg.graceful_timeout + 1.0, 0 if self._handed_over else 1
-        while self.WORKERS and left > 0:
-            began = time.monotonic()
+        stops = 0 if self._handed_over else 1
+        for _ in lived(self.cfg.graceful_timeout + 1.0):
+            if not self.WORKERS:
+                break
             self.kill_workers(number)  # again, since one may have been starting
             if self._manager.watchdog and not self._handed_over:
                 self._manager.alive()
@@ -348,7 +349,6 @@ class _Master(Arbiter):
             if stops > 1:
                 number = signal.SIGQUIT
             self._reap()
-            left -= min(time.monotonic() - began, _LONGEST_TURN)
         self._cut_short = self._cut_short or bool(self.WORKERS)
         self.kill_workers(signal.SIGKILL)
         self._reap()

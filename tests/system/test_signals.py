@@ -84,6 +84,20 @@ def test_after_a_stop_new_clients_are_refused_and_living_connections_finish(
     assert [line["end"] for line in veillink.access(2)] == ["closed", "closed"]
 
 
+def test_a_pause_takes_nobodys_time_to_finish(forward: Forward) -> None:
+    """As with ``docker pause``, and with a suspended machine."""
+    veillink = forward(echo, "", "--drain-timeout=4s")
+    with veillink.connect() as sock:
+        exchange(sock)
+        veillink.send(SIGTERM)
+        eventually(lambda: veillink.logged("^stopping$"), what="the drain")
+        veillink.send(signal.SIGSTOP)
+        time.sleep(4.5)
+        veillink.send(signal.SIGCONT)
+        exchange(sock)
+    assert veillink.child.wait(10) == 0
+
+
 def test_thousands_that_are_cut_are_all_reset_and_told(start: Start) -> None:
     count = 4000
     with Load() as load:
