@@ -143,7 +143,7 @@ def test_an_account_goes_with_the_last_rule_and_the_last_connection_of_its_name(
 def test_an_account_without_connections_goes_at_once() -> None:
     ledger = Ledger()
     ledger.close(opened(ledger), End.CLOSED, 3.0)
-    ledger.snapshot(["web"])
+    ledger.snapshot(["web", "never used"])
     ledger.keep({"other"})
     assert not ledger.totals
     assert not ledger._ended

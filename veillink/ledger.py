@@ -180,6 +180,7 @@ class Ledger:
         self._rules = rules
         for rule in [rule for rule, totals in self.totals.items() if rule not in rules and not totals.live]:
             self._drop(rule)
+        self._ended = {rule: account for rule, account in self._ended.items() if rule in self.totals}
 
     def _drop(self, rule: str) -> None:
         """Forget an account; the bytes of the process stay counted."""
