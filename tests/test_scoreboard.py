@@ -89,6 +89,34 @@ def test_the_dead_are_counted_once_at_every_moment(board: Scoreboard) -> None:
     assert seen == {61}
 
 
+def test_of_rules_that_nobody_has_any_more_the_dead_leave_no_more_than_the_totals(board: Scoreboard) -> None:
+    """Otherwise a generator that renames rules would have it grow for ever."""
+    for seat in seats(board, 3):
+        seat.publish(state(1, 0, 1, rule={"name": "old"}))
+    board.bury(1)
+    for seat in seats(board, 4)[2:]:
+        seat.publish(state(1, 0, 1, rule={"name": "new"}))
+
+    def left() -> list[str]:
+        gone = board.read()[1]
+        assert gone is not None
+        return [rule["name"] for rule in gone["rules"]]
+
+    board.bury(3)
+    assert left() == ["old", "new"]  # the second one has not read the rules again yet
+    board.bury(2)
+    assert left() == ["old", "new"]
+    *_, starts, next_one = seats(board, 6)
+    starts.publish(state(rules=[]))
+    board.bury(4)
+    assert left() == ["new"]
+    board.bury(5)
+    assert left() == ["new"]  # when all of them are killed, those in their place know of no rule at first
+    next_one.publish(state(1, 0, 1, rule={"name": "new"}))
+    assert shown(board)["rules"][0]["total"] == 3
+    assert shown(board)["totals"]["connections"] == 5
+
+
 def test_one_that_has_published_nothing_leaves_nothing(board: Scoreboard) -> None:
     board.bury(1)
     assert board.read() == ([], None)

@@ -45,8 +45,15 @@ def _gravity(reload: dict[str, Any]) -> tuple[bool, bool, str]:
     return reload["result"] == "refused", bool(reload["problems"]), reload["time"] or ""
 
 
-def bury(status: dict[str, Any], gone: dict[str, Any] | None) -> dict[str, Any]:
-    """Return what remains of a process that has ended, added to what remains of those before it."""
+def bury(status: dict[str, Any], gone: dict[str, Any] | None, live: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+    """Return what remains of a process that has ended, added to what remains of those before it.
+
+    Args:
+        status: its last state.
+        gone: what remains of those before it, if there were any.
+        live: the states of the others. A rule that none of them has any more counts in the totals alone.
+    """
+    kept = _by_name([status, *live])  # nothing where all of them are still to read the rules
     nothing_live = {"active": 0}
     remains = {
         "process": {key: value for key, value in status["process"].items() if key.endswith("_total")},
@@ -58,7 +65,8 @@ def bury(status: dict[str, Any], gone: dict[str, Any] | None) -> dict[str, Any]:
     parts = [gone, remains] if gone else [remains]
     sums = {key: _sums(part[key] for part in parts) for key in ("process", "totals", "reloads")}
     lines = {"log_lines_dropped": sum(part["log_lines_dropped"] for part in parts)}
-    return sums | lines | {"rules": [{"name": name} | add_accounts(same) for name, same in _by_name(parts).items()]}
+    rules = [{"name": name} | add_accounts(same) for name, same in _by_name(parts).items() if name in kept or not kept]
+    return sums | lines | {"rules": rules}
 
 
 def _sums(parts: Iterable[dict[str, float]]) -> dict[str, float]:

@@ -98,8 +98,9 @@ class Scoreboard:
         status = _loaded(self._read(f"{number}{_STATUS}"))
         try:
             if status:
+                live, _ = self.read()
                 before = _loaded(self._buried) or {"remains": None}
-                remains = bury(status, before["remains"])
+                remains = bury(status, before["remains"], live)
                 self._buried = marshal.dumps({"last": str(number), "remains": remains})
                 self._write(_BURIED, self._buried)
         finally:
