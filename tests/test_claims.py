@@ -4,6 +4,7 @@ import os
 import socket
 from collections.abc import Callable
 
+from veillink import net
 from veillink.claims import Claims, place_of
 from veillink.model import Address, RuleOptions
 
@@ -22,7 +23,7 @@ def listening(at: Claims, address: Address) -> Callable[[], object]:
     kept: list[socket.socket] = []
 
     def listen() -> str:
-        kept.append(at.listen(address, RuleOptions()))
+        kept.append(at.listen(address, RuleOptions(), ahead=True))
         return "listens"
 
     return listen
@@ -30,7 +31,10 @@ def listening(at: Claims, address: Address) -> Callable[[], object]:
 
 def test_siblings_share_an_address_and_another_fleet_is_kept_away() -> None:
     ours, theirs = claims(), claims()
-    for address in (Address(HOST, free_port()), Address("", free_port())):
+    places = [Address(HOST, free_port()), Address("", free_port())]
+    if net._HAS_FREEBIND:
+        places.append(Address("192.0.2.1", free_port()))  # which this host may have later
+    for address in places:
         listen, intrude = listening(ours, address), listening(theirs, address)
         with forked(intrude, intrude) as stranger:
             with forked(listen) as first, forked(listen) as second:

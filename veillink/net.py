@@ -152,10 +152,10 @@ def is_shared(address: Address) -> bool:
     if address.is_unix:
         return False
     try:
-        _bind(address, shared=False).close()
+        _bind(address, shared=False, ahead=True).close()
     except OSError:
         with contextlib.suppress(OSError):
-            _bind(address, shared=True).close()
+            _bind(address, shared=True, ahead=True).close()
             return True
     return False
 
