@@ -21,7 +21,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from veillink import listeners, net, server
-from veillink.cgroup import memory_limit
 from veillink.limits import Descriptors
 from veillink.model import Address, RuleSet
 from veillink.rules import parse
@@ -588,31 +587,6 @@ def test_as_many_connections_are_held_as_fit_into_the_memory(
     running.share(workers)
     assert running.fits_memory == fits
     assert running.gate.limit == min(fits, Descriptors(1 << 20).connections(0))
-
-
-@pytest.mark.parametrize(
-    ("groups", "files", "limit"),
-    [
-        ("0::/a/b", {"a/b/memory.max": "max", "a/memory.max": "300", "memory.max": "400"}, 300),
-        ("0::/", {"memory.max": "500"}, 500),
-        ("0::/gone", {"memory.max": "600"}, 600),
-        ("4:memory:/docker/1\n0::/", {"memory/memory.limit_in_bytes": "700"}, 700),
-        ("4:cpu,memory:/a", {"memory/a/memory.limit_in_bytes": "800", "memory.max": "100"}, 800),
-        ("3:cpu:/a", {"memory/a/memory.limit_in_bytes": "900"}, 0),
-        ("0::/", {"memory.max": "max"}, 0),
-        (None, {}, 0),
-    ],
-    ids=["a parent's", "container", "another namespace", "version 1", "with others", "none", "max", "no /proc"],
-)
-def test_the_memory_limit_is_the_lowest_on_the_way_up(
-    groups: str | None, files: dict[str, str], limit: int, tmp_path: Path
-) -> None:
-    for name, text in files.items():
-        (tmp_path / "fs" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "fs" / name).write_text(f"{text}\n")
-    if groups is not None:
-        (tmp_path / "groups").write_text(f"{groups}\n")
-    assert memory_limit(tmp_path / "groups", tmp_path / "fs") == limit
 
 
 @given(st.integers(0, 1000))

@@ -20,7 +20,7 @@ import configargparse
 
 from . import __version__
 from .cells import OPTIONS, number, parse_duration, parse_names, parse_token, parse_window, printable
-from .cpus import usable_cpus
+from .cgroup import usable_cpus
 from .log import LEVELS
 from .model import Address, RuleOptions, Settings, Window
 from .rules_file import read_regular

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from veillink.cpus import usable_cpus
+from veillink.cgroup import usable_cpus
 
 from .conftest import Serve, Start
 from .harness import (

@@ -1,4 +1,4 @@
-"""Tests of how many cores there are to use."""
+"""Tests of how much memory and how many cores there are to use."""
 
 import math
 import os
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from veillink import cpus
-from veillink.cpus import cpu_quota, usable_cpus
+from veillink import cgroup
+from veillink.cgroup import cpu_quota, memory_limit, usable_cpus
 
 _V2 = "0::/a/b\n"
 _V1 = "5:cpuset:/a\n4:cpu,cpuacct:/a/b\n"
@@ -40,13 +40,38 @@ def test_the_least_quota_of_a_group_and_those_above_it_counts(
     for name, text in files.items():
         (tmp_path / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "groups" / name).write_text(text)
-    assert cpu_quota(tmp_path / "groups", tmp_path / "own") == quota
+    assert cpu_quota(tmp_path / "own", tmp_path / "groups") == quota
 
 
 @pytest.mark.parametrize(("quota", "cores"), [(math.inf, None), (0.1, 1), (1.0, 1), (1.2, 2), (10_000.0, None)])
 def test_cores_are_those_it_may_run_on_or_what_its_quota_is_worth(
     quota: float, cores: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cpus, "cpu_quota", lambda: quota)
+    monkeypatch.setattr(cgroup, "cpu_quota", lambda: quota)
     mine = len(os.sched_getaffinity(0))
     assert usable_cpus() == min(mine, cores or mine)
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "limit"),
+    [
+        ("0::/a/b", {"a/b/memory.max": "max", "a/memory.max": "300", "memory.max": "400"}, 300),
+        ("0::/", {"memory.max": "500"}, 500),
+        ("0::/gone", {"memory.max": "600"}, 600),
+        ("4:memory:/docker/1\n0::/", {"memory/memory.limit_in_bytes": "700"}, 700),
+        ("4:cpu,memory:/a", {"memory/a/memory.limit_in_bytes": "800", "memory.max": "100"}, 800),
+        ("3:cpu:/a", {"memory/a/memory.limit_in_bytes": "900"}, 0),
+        ("0::/", {"memory.max": "max"}, 0),
+        (None, {}, 0),
+    ],
+    ids=["a parent's", "container", "another namespace", "version 1", "with others", "none", "max", "no /proc"],
+)
+def test_the_memory_limit_is_the_lowest_on_the_way_up(
+    groups: str | None, files: dict[str, str], limit: int, tmp_path: Path
+) -> None:
+    for name, text in files.items():
+        (tmp_path / "fs" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "fs" / name).write_text(f"{text}\n")
+    if groups is not None:
+        (tmp_path / "groups").write_text(f"{groups}\n")
+    assert memory_limit(tmp_path / "groups", tmp_path / "fs") == limit
