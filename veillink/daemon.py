@@ -11,7 +11,8 @@ import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from enum import Enum
-from typing import Final, Protocol
+from functools import partial
+from typing import Final
 
 import gevent
 
@@ -19,20 +20,21 @@ from . import __version__
 from .cells import printable
 from .cgroup import memory_limit
 from .claims import Claims
-from .control import State
 from .inbox import CUT, DUMP, LEAD, READ, RELOAD, SIGNALS, STOP, WORKER_SIGNALS, Inbox, reap_orphans
 from .limits import Descriptors
 from .log import Log
-from .model import Address, RuleOptions, RuleSet, Settings
-from .net import error_name, listen, raise_fd_limit
+from .member import Membership
+from .model import Address, RuleSet, Settings
+from .net import listen, raise_fd_limit
 from .patience import lived
-from .report import FleetReport, Report
+from .report import Report
 from .rows import Notice, Problem
 from .rules_watch import RulesWatch
 from .scoreboard import Seat
 from .server import Server
 from .systemd import Manager, inherited, pid_obstacle, remove_pid, write_pid
 from .tasks import unhurried
+from .window import AdminWindow
 
 # How long it may take until the next of the cut connections has closed, and what systemd is told for all; in seconds.
 _CUT_TIME: Final = 0.3
@@ -40,8 +42,6 @@ LONGEST_CUT: Final = 5.0
 # Python's 700 new objects look for rubbish every 20 connections, which leave none: 5 % of what each of them costs.
 _COLLECT_AFTER: Final = 20_000
 _DRAIN_LOOK: Final = 0.02
-# Seconds from one look at what the master says to the next.
-_LOOK: Final = 0.4
 
 
 class Outcome(Enum):
@@ -50,13 +50,6 @@ class Outcome(Enum):
     NOT_STARTED = "not started"
     DRAINED = "drained"
     CUT_SHORT = "cut short"
-
-
-class Closable(Protocol):
-    """Something that is open."""
-
-    def close(self) -> None:
-        """End that."""
 
 
 def run(settings: Settings, log: Log) -> int:
@@ -117,9 +110,6 @@ class _Process:
         self._settings = settings
         self._log = log
         self._manager = manager
-        self._seat = seat
-        self._claims = claims
-        self._file = RulesWatch(settings.config, settings.defaults, watch=settings.watch, say=self._say)
         self._descriptors = Descriptors(
             raise_fd_limit(),
             splice=settings.relay != "copy",
@@ -138,8 +128,11 @@ class _Process:
             claims,
         )
         self._report = Report(settings.config, self._server, self._descriptors, log)
-        self._shown: Report | FleetReport = self._report
-        self._admin: Closable | None = None
+        self._member = Membership(seat, self._server, self._report, log)
+        listen_at = claims.listen if claims is not None else partial(listen, shared=seat is not None)
+        self._window = AdminWindow(settings.admin, self._descriptors.admin, self._member, listen_at, log)
+        self._say = self._member.say
+        self._file = RulesWatch(settings.config, settings.defaults, watch=settings.watch, say=self._say)
 
     def live(self, inbox: Inbox, hurry: Sequence[str]) -> Outcome:
         """Start, serve, drain.
@@ -149,11 +142,10 @@ class _Process:
             hurry: those of them that cut a drain short.
         """
         try:
-            if self._seat is not None:
-                self._join(self._seat, inbox)
+            self._member.join(inbox, watched=self._settings.admin is not None, lacks=self._window.is_missing)
             if not self._read(inbox):
                 self._log.info("stopped")
-                self._enter(Outcome.DRAINED.value)
+                self._member.enter(Outcome.DRAINED.value)
                 return Outcome.DRAINED
             if not self.start():
                 return Outcome.NOT_STARTED
@@ -189,7 +181,7 @@ class _Process:
         self._log.info(
             f"VeilLink {__version__} starts", pid=os.getpid(), config=settings.config, rules=len(rules.rules)
         )
-        obstacle = self._obstacle(rules) or pid_obstacle(settings.pidfile) or self._open_window()
+        obstacle = self._obstacle(rules) or pid_obstacle(settings.pidfile) or self._window.open()
         if obstacle:
             return self._give_up(obstacle)
         server.apply(rules)
@@ -200,7 +192,7 @@ class _Process:
         if obstacle:
             return self._give_up(obstacle)
         self._announce()
-        self._enter("running")
+        self._member.enter("running")
         self._manager.ready(self._summary())
         if self._manager.watchdog:
             gevent.spawn(self._stay_alive)
@@ -233,9 +225,10 @@ class _Process:
             hurry: those of them that cut at once.
         """
         log, gate, timeout = self._log, self._server.gate, self._settings.drain_timeout
-        self._enter("draining")
-        if self._seat is not None:
-            self._step_aside(self._seat)
+        self._member.enter("draining")
+        if self._member.others_go_on:  # they show the state
+            self._window.close()
+        self._member.resign()
         self._server.stop_accepting()
         self._manager.stopping(f"draining {gate.taken} connections", timeout + LONGEST_CUT)
         log.info("stopping", connections=gate.taken, drain_timeout=timeout)
@@ -248,7 +241,7 @@ class _Process:
             self._cut(inbox)
         log.info("stopped")
         outcome = Outcome.CUT_SHORT if cut else Outcome.DRAINED
-        self._enter(outcome.value)
+        self._member.enter(outcome.value)
         return outcome
 
     def _cut(self, inbox: Inbox) -> None:
@@ -267,94 +260,20 @@ class _Process:
         """Close the window, which has been open to the end, and take our number away."""
         self._file.close()
         self._manager.close()
-        if self._admin is not None:
-            self._admin.close()
+        self._window.close()
         remove_pid(self._settings.pidfile)
-
-    def _join(self, seat: Seat, inbox: Inbox) -> None:
-        """Take part in the fleet."""
-        if self._take_part(seat):
-            self._server.lead()
-        if self._settings.admin is not None:
-            self._shown = FleetReport(self._report, seat, self._log)
-            self._shown.publish()
-            gevent.spawn(self._shown.publish_forever)
-            gevent.spawn(self._shown.publish_connections_forever)
-        gevent.spawn(self._take_part_forever, seat, inbox)
-
-    def _take_part_forever(self, seat: Seat, inbox: Inbox) -> None:
-        while self._report.phase in ("starting", "running"):
-            leads_now = self._take_part(seat)
-            waits = seat.control.leads and self._settings.admin is not None and self._admin is None
-            if leads_now or waits:
-                inbox.leave(LEAD)
-            gevent.sleep(_LOOK)
-
-    def _take_part(self, seat: Seat) -> bool:
-        """Heed what the master says; return whether this worker has just come to lead."""
-        self._server.share(seat.control.fleet.workers)
-        return seat.control.lead()
 
     def _lead(self) -> None:
         """Do what only one of the workers may do, since the one that did it has gone."""
         if not self._server.leads:
             self._server.lead()
-        obstacle = self._open_window() if self._admin is None else ""
+        obstacle = self._window.open()
         if obstacle:
             self._log.error(obstacle)
-
-    def _step_aside(self, seat: Seat) -> None:
-        """Leave to the others what they can go on with."""
-        if self._admin is not None and not seat.control.fleet.draining:
-            self._admin.close()
-        seat.control.resign()
-
-    def _enter(self, phase: str) -> None:
-        self._report.phase = phase
-        self._tell_others()
-
-    def _tell_others(self) -> None:
-        try:
-            if isinstance(self._shown, FleetReport):
-                self._shown.publish()
-        except Exception:  # what is shown decides nothing
-            self._log.error("unforeseen error", traceback=traceback.format_exc())
-        if self._seat is not None:
-            self._seat.enter(State(self._report.phase, self._report.reads))
 
     def _give_up(self, why: str) -> bool:
         self._log.error(f"not started: {why}")
         return False
-
-    def _open_window(self) -> str:
-        """Begin to show the state, where asked; return why not, if it cannot be done."""
-        window = self._settings.admin
-        if window is None or (window.is_unix and self._seat is not None and not self._seat.control.leads):
-            return ""
-        from .admin import Admin, Sources  # 6 MiB that forwarding does not need
-        from .webserver import listen_at_all
-
-        shown = self._shown
-        sources = Sources(shown.status, shown.connections, shown.obstacle)
-        try:
-            socks = listen_at_all(window.addresses, self._listen)
-        except OSError as error:
-            if self._seat is not None and window.is_unix:
-                return ""  # the program before this one has not let go yet: it is tried again
-            return f"cannot show the state at {window.shown}: {error.strerror} ({error_name(error)})"
-        self._admin = Admin(socks, window.names, window.token, self._descriptors.admin, sources, self._log)
-        self._say("info", "showing the state", admin=window.shown)
-        return ""
-
-    def _listen(self, address: Address, options: RuleOptions) -> socket.socket:
-        if self._claims is not None:
-            return self._claims.listen(address, options)
-        return listen(address, options, shared=self._seat is not None)
-
-    def _say(self, level: str, message: str, **fields: object) -> None:
-        """Tell what all workers would tell: one of them does."""
-        leads = self._seat is None or self._seat.control.leads
-        getattr(self._log, level if leads else "debug")(message, **fields)
 
     def _tell(self, problems: tuple[Problem, ...], notices: tuple[Notice, ...]) -> None:
         for notice in notices:
@@ -408,7 +327,7 @@ class _Process:
             return self._refuse(obstacle, problems)
         changes = self._server.apply(rules)
         self._report.count_reload("applied", ())
-        self._tell_others()
+        self._member.publish()
         counts = {field.name: len(getattr(changes, field.name)) for field in fields(changes)}
         listeners = len(self._server.listeners)
         self._say("info", "reloaded", config=self._settings.config, listeners=listeners, **counts)
@@ -417,7 +336,7 @@ class _Process:
     def _refuse(self, why: str, problems: tuple[Problem, ...]) -> str:
         self._say("error", f"not reloaded, the rules stay as they were: {why}")
         self._report.count_reload("refused", problems or (Problem(0, 0, why),))
-        self._tell_others()
+        self._member.publish()
         return why
 
     def _stay_alive(self) -> None:
