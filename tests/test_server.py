@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 
 from veillink import listeners, net, server
 from veillink.limits import Descriptors
-from veillink.model import Address, RuleSet
+from veillink.listeners import Listeners
+from veillink.model import Address, RuleOptions, RuleSet
 from veillink.rules import parse
 from veillink.server import Server
 
@@ -319,12 +320,13 @@ def test_each_address_that_is_down_has_a_delay_of_its_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tries: Counter[Address] = Counter()
+    listen = Listeners._listen
 
-    def counted(address: Address, *args: Any, **options: Any) -> stdlib.socket:
+    def counted(self: Listeners, address: Address, options: RuleOptions) -> stdlib.socket:
         tries[address] += 1
-        return net.listen(address, *args, **options)
+        return listen(self, address, options)
 
-    monkeypatch.setattr(server, "listen", counted)
+    monkeypatch.setattr(Listeners, "_listen", counted)
     monkeypatch.setattr(listeners, "_FIRST_UNIX_RETRY", 0.02)
     monkeypatch.setattr(listeners, "_LAST_UNIX_RETRY", 0.05)
     monkeypatch.setattr(listeners, "_FIRST_RETRY", 60.0)

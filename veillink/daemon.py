@@ -117,6 +117,7 @@ class _Process:
             inherited=len(listening),
         )
         self._memory = memory_limit()
+        open_at = claims.listen if claims is not None else partial(listen, shared=seat is not None)
         self._server = Server(
             log,
             settings.config,
@@ -125,12 +126,11 @@ class _Process:
             listening,
             seat.number if seat else 0,
             self._memory,
-            claims,
+            open_at,
         )
         self._report = Report(settings.config, self._server, self._descriptors, log)
         self._member = Membership(seat, self._server, self._report, log)
-        listen_at = claims.listen if claims is not None else partial(listen, shared=seat is not None)
-        self._window = AdminWindow(settings.admin, self._descriptors.admin, self._member, listen_at, log)
+        self._window = AdminWindow(settings.admin, self._descriptors.admin, self._member, open_at, log)
         self._say = self._member.say
         self._file = RulesWatch(settings.config, settings.defaults, watch=settings.watch, say=self._say)
 

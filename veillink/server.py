@@ -6,12 +6,11 @@ Rule: what a change does not name is not touched.
 import math
 import random
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from .claims import Claims
 from .ledger import Ledger
 from .limits import Descriptors, Division, Gate, fitting
 from .listener import Entrance, Listener
@@ -50,7 +49,7 @@ class Server:
         inherited: listening sockets that are there already.
         worker: the process's number among several that listen at the same addresses; 0: it is alone.
         memory: bytes that all processes may have together; 0 is no limit.
-        claims: where the others of these listen, so that nobody else's clients are shared.
+        open_at: opens a listening socket; as ``net.listen`` does.
     """
 
     def __init__(
@@ -62,7 +61,7 @@ class Server:
         inherited: Mapping[Address, socket.socket] = _NONE,
         worker: int = 0,
         memory: int = 0,
-        claims: Claims | None = None,
+        open_at: Callable[..., socket.socket] = listen,
     ) -> None:
         self.division = Division()
         self.gate = Gate(self.division)
@@ -75,7 +74,6 @@ class Server:
         self._inherited = inherited
         self._shared = worker > 0
         self.leads = worker == 0
-        open_at = partial(listen, shared=self._shared) if claims is None else claims.listen
         self._listeners = Listeners(log, source, open_at, inherited, worker * _GOLDEN % 1)
         self._names = Names(log, descriptors.lookups)
         self._places = Places(descriptors.beside)

@@ -24,7 +24,7 @@ class AdminWindow:
         asked: where it is to be, if anywhere.
         most: connections at a time.
         member: of which fleet the process is, and what is shown.
-        listen: opens a listening socket.
+        open_at: opens a listening socket.
         log: told of faults of our own.
     """
 
@@ -33,13 +33,13 @@ class AdminWindow:
         asked: Window | None,
         most: int,
         member: Membership,
-        listen: Callable[[Address, RuleOptions], socket.socket],
+        open_at: Callable[[Address, RuleOptions], socket.socket],
         log: Log,
     ) -> None:
         self._asked = asked
         self._most = most
         self._member = member
-        self._listen = listen
+        self._open_at = open_at
         self._log = log
         self._admin: _Closable | None = None
 
@@ -55,7 +55,7 @@ class AdminWindow:
         from .webserver import listen_at_all  # 6 MiB that forwarding does not need
 
         try:
-            socks = listen_at_all(asked.addresses, self._listen)
+            socks = listen_at_all(asked.addresses, self._open_at)
         except OSError as error:
             if asked.is_unix and not self._member.is_alone:
                 return ""  # the program before this one has not let go yet: it is tried again
