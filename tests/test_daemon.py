@@ -536,13 +536,17 @@ def test_the_file_is_read_once_it_stands_still(
 
 
 def test_how_often_it_is_looked_at_follows_from_what_is_awaited() -> None:
-    assert Schedule(None, watch=False).next_look is None
+    assert Schedule(None, watch=False).next_look(0) is None
     file = Schedule(None, watch=True)
-    assert file.next_look == 0.125
+    assert file.next_look(0) == 0.25
     file.ask(0)
-    assert file.next_look == 0.025
+    assert file.next_look(0) == 0.025
     assert file.due(None, 1)
-    assert file.next_look == 0.125
+    assert file.next_look(1) == 0.25
+    assert not file.due((1,), 10)  # it has changed
+    looks = [file.next_look(now) for now in (10, 10.125, 10.4, 10.5)]
+    assert looks == pytest.approx([0.125, 0.125, 0.1, 0.25])
+    assert file.due((1,), 10.5)
 
 
 @pytest.mark.parametrize("watch", [True, False])

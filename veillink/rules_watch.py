@@ -79,13 +79,16 @@ class Schedule:
             self._read, self._first_asked, self._again = self._seen, None, None
         return due
 
-    @property
-    def next_look(self) -> float | None:
-        """After how many seconds to call ``due`` again, if at all."""
+    def next_look(self, now: float) -> float | None:
+        """Return after how many seconds to call ``due`` again, if at all.
+
+        A file that rests is looked at half as often as one that has just changed, whose time is up to the moment.
+        """
         if self._first_asked is not None:
             return _ASKED_STILL / 4
         if self._watch:
-            return _WATCHED_STILL / 4
+            left = self._changed + _WATCHED_STILL - now
+            return min(left, _WATCHED_STILL / 4) if left > 0 else _WATCHED_STILL / 2
         return None if self._again is None else _AGAIN / 4
 
 
@@ -145,7 +148,7 @@ class RulesWatch:
         self._attempt(self._read_first)
         on_read()
         while True:
-            self._wake.wait(self._schedule.next_look)
+            self._wake.wait(self._schedule.next_look(time.monotonic()))
             self._wake.clear()
             if self._attempt(self._read_if_due):
                 on_read()
