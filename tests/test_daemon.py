@@ -1,5 +1,6 @@
 """Tests of one process's life: reading the rules, heeding signals, draining, leaving."""
 
+import gc
 import os
 import resource
 import signal
@@ -458,6 +459,25 @@ def test_a_start_tells_that_memory_is_what_limits_connections(
     (memory,) = journal.lines("memory")
     assert (memory["limit"], memory["connections"]) == (32 << 20, 409)
     assert journal.lines("ready")[0]["max_connections"] == (max_connections or 409)
+
+
+def test_the_collector_looks_at_small_parts_of_what_is_young(live: Live, port: int, backend: socket.socket) -> None:
+    """Who makes thousands of rules would wait for all of them to be looked at in one go."""
+    live(row(port, backend)).ready()
+    looked_at: list[int] = []
+
+    def note(phase: str, found: dict[str, int]) -> None:
+        if phase == "start":
+            looked_at.append(sum(len(gc.get_objects(n)) for n in range(found["generation"] + 1)))
+
+    gc.callbacks.append(note)
+    try:
+        kept: list[list[int]] = [[] for _ in range(300_000)]
+    finally:
+        gc.callbacks.remove(note)
+    assert len(kept) == 300_000
+    assert len(looked_at) < 20
+    assert max(looked_at) < 100_000
 
 
 @pytest.mark.parametrize(("mode", "warned"), [(0o644, False), (0o666, True), (0o664, False)])

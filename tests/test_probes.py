@@ -1,6 +1,8 @@
 """Tests of probes: what they find out of a target, and that no rule's hold up another's."""
 
+import gc
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -197,3 +199,23 @@ def test_silent_targets_of_one_rule_do_not_hold_up_the_probes_of_another(sockets
     good = probe(address_of(sockets.listener()), turns=turns)
     eventually(lambda: good.probes > 3)
     assert silent.turned == []
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_of_probes_that_were_stopped_nothing_is_left_to_the_collector(journal: Journal, *, begun: bool) -> None:
+    """It would hold everybody up at a reload of thousands of rules."""
+    rule = Rule("web", Address("", 80), 1, (Target(Address(HOST, 9)),), RuleOptions(health=Health.TCP))
+    route = Route(Pool(rule, lambda: 0.0), Names(journal.log, 1), Places(1), lambda *_: None, lambda _: None)
+    probes = Probes(route, rule.options, Turns(1), lambda: 1.0)
+    gone = weakref.ref(probes)
+    if begun:
+        gevent.sleep(0)
+    gc.collect()
+    gc.disable()
+    try:
+        probes.stop()
+        del probes
+        gevent.sleep(0.01)
+        assert gone() is None
+    finally:
+        gc.enable()

@@ -98,6 +98,7 @@ class Probes:
     def stop(self) -> None:
         """End it; what the targets' states are stays."""
         gevent.killall(self._greenlets, block=False)
+        self._greenlets = []  # which hold this: rubbish of thousands of rules would have to be looked for
 
     def _probe_forever(self, member: Member) -> None:
         options = self._options
