@@ -714,6 +714,20 @@ def test_a_reader_has_its_time_after_a_reset_though_this_process_did_not_run(soc
     assert not flush.look(begun + 101 + _FLUSH_TIME)
 
 
+def test_a_reader_that_takes_something_has_its_time_anew_after_a_reset(sockets: Sockets) -> None:
+    stream, peer = sockets.pair(TINY)
+    stuff(stream)
+    begun = time.monotonic()
+    flush = _Flush(stream, begun, Patience())
+    unacked = stream.unacked_bytes()
+    while stream.unacked_bytes() == unacked:
+        peer.recv(1000)
+        gevent.sleep(0.001)
+    assert flush.look(begun + 0.9 * _FLUSH_TIME)
+    assert flush.look(begun + 1.8 * _FLUSH_TIME)
+    assert not flush.look(begun + 1.91 * _FLUSH_TIME)
+
+
 def test_what_was_lost_before_a_reader_took_something_gives_it_no_time_afterwards(sockets: Sockets) -> None:
     stream, peer = sockets.pair(TINY)
     stuff(stream)
