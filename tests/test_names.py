@@ -230,6 +230,21 @@ def test_names_that_are_kept_are_resolved_before_anybody_asks(book: Names, serve
     assert server.asked["db"] == 1
 
 
+def test_while_a_thousand_names_are_noted_others_run(book: Names) -> None:
+    turns = 0
+
+    def look() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            gevent.sleep(0)
+
+    looking = gevent.spawn(look)
+    book.keep({f"name-{number}": 30 for number in range(1000)})
+    looking.kill()
+    assert turns >= 10
+
+
 def test_a_name_is_looked_up_again_at_its_age(book: Names, server: NameServer, clock: Clock) -> None:
     server.hosts |= {"db": ("10.0.0.1",), "web": ("10.0.1.1",)}
     book.keep({"db": 30, "web": 60})
