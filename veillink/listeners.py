@@ -145,7 +145,7 @@ class Listeners:
         """Stop listening, everywhere and for good."""
         self._let_be()
         self.wanted, self.down, self._fragile = {}, {}, ()
-        for listener in self.open.values():
+        for listener in unhurried(tuple(self.open.values())):
             listener.retire()
         self.open = {}
 

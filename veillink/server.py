@@ -158,7 +158,7 @@ class Server:
 
     def stop_accepting(self) -> None:
         """Close every listener and stop probing; connections go on."""
-        for running in self._running.values():
+        for running in unhurried(self._running.values()):
             running.stop_probes()
         self._listeners.close()
 
