@@ -149,6 +149,11 @@ def test_a_socket_that_was_handed_over_is_accepted_from(
 # --- the unit --------------------------------------------------------------------------------------------------------
 
 
+def test_the_unit_never_gives_up() -> None:
+    """However often the start fails: what is missing may come later (StartLimitIntervalSec= in systemd.unit(5))."""
+    assert {"StartLimitIntervalSec=0", "Restart=on-failure"} <= set(UNIT.read_text().splitlines())
+
+
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze (Debian: systemd)")
 def test_the_unit_is_sound_and_hardened(tmp_path: Path) -> None:
     unit = tmp_path / "veillink.service"
