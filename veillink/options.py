@@ -38,22 +38,21 @@ Forward TCP connections as the rules in a CSV file say, one line for each:
 """
 
 _EPILOG: Final = """\
-Every option is also a variable (VEILLINK_DRAIN_TIMEOUT) and a line of the settings file
-(drain-timeout = 30s). The command line goes before the environment, and that before the
-settings file.
+Every option is also an environment variable (VEILLINK_DRAIN_TIMEOUT=30s) and a line of the
+settings file (drain-timeout = 30s); one without a value is set with true. The command line
+goes before the environment, and that before the settings file. An empty variable is unset.
 
 signals:
-  TERM, INT   accept nobody any more, let connections finish for --drain-timeout, then
-              cut them; a second one cuts at once
+  TERM, INT   stop accepting, let connections finish for --drain-timeout, then cut them;
+              a second one cuts at once
   HUP         read the rules again
   USR1        write the state to the log
-  TTIN, TTOU  a worker more, a worker less (with --workers)
-  USR2        start the program anew; the old one drains once that one serves (with
-              --workers)
+  TTIN, TTOU  with --workers: a worker more, a worker less
+  USR2        with --workers: start the program anew; the old one drains once that one serves
 
 exit codes:
-  0           stopped and drained; --check: no problem; --status: answered
-  1           a problem, nothing could be started, or connections had to be cut
+  0           stopped, every connection had finished; --check: no problem; --status: answered
+  1           not started, or connections had to be cut; --check: a problem; --status: no answer
   2           wrong usage
 
 examples:
@@ -154,19 +153,25 @@ def _add_rules(add: Callable[..., object]) -> None:
     add("--check", action="store_true", help="print the rules as understood and every problem, and exit")
     add("--strict", action="store_true", help="do not start while the rules have any problem")
     add("--watch", action=BooleanOptionalAction, default=True, help="apply changes of the rules' file by itself")
-    add("--drain-timeout", type=_DURATION, default="30s", metavar="TIME", help="for stopping (default: %(default)s)")
+    add(
+        "--drain-timeout",
+        type=_DURATION,
+        default="30s",
+        metavar="TIME",
+        help="how long connections may go on after the first stop signal (default: %(default)s)",
+    )
     add(
         "--max-connections",
         type=_as_argument(number(0, 1_000_000)),
         default=0,
         metavar="N",
-        help="hold at most so many at a time; 0 as many as descriptors allow (default)",
+        help="hold at most so many at a time, in all; 0: as many as descriptors and memory allow (default)",
     )
     add(
         "--relay",
         choices=("auto", "copy"),
         default="auto",
-        help="auto: bulk streams are spliced, past Python, where the system can; copy: never (default: %(default)s)",
+        help="auto: bulk streams go past Python by splice(2) where the system can; copy: never (default: %(default)s)",
     )
 
 
@@ -175,8 +180,8 @@ def _add_processes(add: Callable[..., object]) -> None:
         "--workers",
         type=_as_argument(_workers),
         default=0,
-        metavar="N",
-        help="be so many processes, or 'auto': one for each core it may use; 0: one alone, without a master (default)",
+        metavar="N|auto",
+        help="be so many processes; auto: one for each core that it may use; 0: a single one (default)",
     )
     add(
         "--worker-timeout",
@@ -185,7 +190,12 @@ def _add_processes(add: Callable[..., object]) -> None:
         metavar="TIME",
         help="a worker that gives no sign of life for so long is replaced (default: %(default)s)",
     )
-    add("--pidfile", default="", metavar="PATH", help="write the process's number there; removed at exit")
+    add(
+        "--pidfile",
+        default="",
+        metavar="PATH",
+        help="write the process's number there once it listens; removed at exit",
+    )
 
 
 def _add_log(add: Callable[..., object]) -> None:
