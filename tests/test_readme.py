@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from veillink import metrics
 from veillink.cells import OPTIONS
 from veillink.model import End
 from veillink.options import parser
+
+from .test_merge import state
 
 README = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
 
@@ -29,3 +32,10 @@ def test_every_ending_is_explained(end: End) -> None:
 @pytest.mark.parametrize("option", [o for action in parser()._actions for o in action.option_strings if o[:2] == "--"])
 def test_every_option_is_named(option: str) -> None:
     assert option in README
+
+
+def test_every_metric_is_in_the_table() -> None:
+    helped = [line.split()[2] for line in metrics.text(state()).decode().splitlines() if line.startswith("# HELP ")]
+    table = "".join(line for line in README.splitlines() if line.startswith("| `veillink_"))
+    assert helped
+    assert [name for name in helped if f"`{name}`" not in table and not name.startswith("process_")] == []
