@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import venv
 import zipfile
 from collections.abc import Callable, Iterator
@@ -139,10 +138,8 @@ def test_supervisorctl_makes_it_read_the_rules(supervise: Supervise, backend: Se
         file.write(f"{HOST}:{other},{HOST},{backend(echo).port}\n")
     env = os.environ | {"RUNTIME_DIRECTORY": str(supervised.config.parent), "VEILLINK_CONFIG": str(supervised.config)}
     control: list[str | Path] = [BIN / "supervisorctl", "-c", DEPLOY / "supervisord.conf", "signal", "HUP", "veillink"]
-    began = time.monotonic()
     subprocess.run(control, env=env, check=True, capture_output=True)
     eventually(lambda: "reloaded" in supervised.log.read_text(), 5, "the reload")
-    assert time.monotonic() - began < 5
     socket.create_connection((HOST, other), 5).close()
 
 
