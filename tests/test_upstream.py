@@ -671,9 +671,16 @@ def test_while_a_name_server_is_in_trouble_the_next_target_is_tried_at_once(
     assert won.seconds < 15, "half of the time is its share"
 
 
+@pytest.mark.parametrize("failure", ["", "try again"])
 @pytest.mark.parametrize("old", ["refuses", "silent"])
 def test_a_client_of_a_name_that_has_moved_is_served_at_its_new_address(
-    old: str, connect: Connect, hosts: dict[str, tuple[str, ...]], sockets: Sockets, live: Address, book: Names
+    failure: str,
+    old: str,
+    connect: Connect,
+    hosts: dict[str, tuple[str, ...]],
+    sockets: Sockets,
+    live: Address,
+    book: Names,
 ) -> None:
     hosts["db"] = ("127.0.0.2",)
     if old == "silent":
@@ -682,17 +689,41 @@ def test_a_client_of_a_name_that_has_moved_is_served_at_its_new_address(
     book.ask(name, time.monotonic())
     name.answered.wait()
     name.again = 0.0  # that was long ago
+    name.failure = failure  # and there may have been trouble since
     hosts["db"] = (live.host,)
     won = connect(Target(Address("db", live.port)), seconds=10)
     assert (won.address, won.tried) == (live, [f"127.0.0.2:{live.port} ECONNREFUSED"] if old == "refuses" else [])
 
 
-def test_a_name_that_has_not_moved_fails_as_soon_as_that_is_known(
-    connect: Connect, hosts: dict[str, tuple[str, ...]], live: Address, book: Names
+def test_who_is_refused_at_an_address_that_was_just_looked_up_is_told_at_once(
+    connect: Connect, hosts: dict[str, tuple[str, ...]], live: Address, book: Names, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(names, "_RETRY", 60.0)  # so long the name is not looked up again
     hosts["db"] = ("127.0.0.2",)
-    lost = connect(Target(Address("db", live.port)), seconds=60)
+    name = book.find("db")
+    book.ask(name, time.monotonic())
+    name.answered.wait()
+    lost = connect(Target(Address("db", live.port)), seconds=120)
     assert (lost.end, lost.tried) == (End.CONNECT_REFUSED, [f"127.0.0.2:{live.port} ECONNREFUSED"])
+    assert lost.seconds < 30
+
+
+def test_who_is_refused_does_not_wait_for_a_name_server_that_has_hung_but_asks_it(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch, live: Address, book: Names
+) -> None:
+    asked, awake = threading.Event(), threading.Event()
+
+    def getaddrinfo(host: str) -> names.Answer:
+        asked.set()
+        return (), str(awake.wait(60)), False
+
+    monkeypatch.setattr(names, "_getaddrinfo", getaddrinfo)
+    name = book.find("db")
+    name.addresses, name.hung = ("127.0.0.2",), True
+    lost = connect(Target(Address("db", live.port)), seconds=60)
+    eventually(asked.is_set)
+    awake.set()
+    assert lost.end is End.CONNECT_REFUSED
     assert lost.seconds < 30
 
 

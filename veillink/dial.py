@@ -143,7 +143,6 @@ class Race:
     __slots__ = (
         "_ask_at",
         "_attempts",
-        "_began",
         "_claim",
         "_failure",
         "_known",
@@ -173,7 +172,6 @@ class Race:
         if begun is not None and claim.take():
             self._attempts.append(begun)
         self._next_start = 0.0
-        self._began = 0.0
         self._ask_at = _NEVER
         self._failure: Ended | None = None
         self.won: tuple[Stream, Address] | None = None
@@ -188,10 +186,8 @@ class Race:
                 return True
         if last:
             return False
-        if self._name is not None:
-            self._began = self._began or now
-            if self._name.addresses is not self._known:
-                self._take_up(self._name.addresses)
+        if self._name is not None and self._name.addresses is not self._known:
+            self._take_up(self._name.addresses)
         while self._waiting and now >= self._next_start:
             if self._begin(now):
                 return True
@@ -296,7 +292,11 @@ class Race:
         return self.failed is not None
 
     def _ask(self, name: Name, now: float) -> None:
-        """Ask the name server where it may know better, or take its answer as final."""
+        """Ask the name server where it may know better, or take its answer as final.
+
+        Where all known addresses have failed, nobody waits until it may be asked again, nor for one that has hung: a
+        service that restarts behind a name is refused as quickly as one behind an address.
+        """
         if self._attempts or self._waiting:
             if now >= self._ask_at:
                 self._ask_at = _NEVER if self._names.ask(name, now) else name.again
@@ -304,13 +304,12 @@ class Race:
         elif name.missing and not self._known and now < name.again:
             self._tried.append(f"{self._target} {End.NAME_NOT_FOUND}")
             self.failed = Ended(End.NAME_NOT_FOUND, f"{name.host}: {name.failure}")
-        elif self._known and not name.busy and (name.failure or name.asked >= self._began):
-            self.failed = self._failure  # and nothing has changed
-        elif self._names.ask(name, now):
-            self.idle = bool(self._known)
         else:
-            self.idle = True
-            self.due = name.again
+            asked = self._names.ask(name, now)
+            if self._known and (not asked or name.hung):
+                self.failed = self._failure
+            self.idle = bool(self._known) or not asked
+            self.due = self.due if asked else name.again
 
 
 def first(tries: Sequence[Try], until: float, *, patient: bool = True) -> Try | None:
