@@ -332,6 +332,22 @@ def test_a_name_whose_answer_came_while_this_process_did_not_run_is_found_in_tim
     assert front.access()["end"] == End.CLOSED
 
 
+def test_a_target_has_not_failed_because_this_process_did_not_run(forward: Forward, sockets: Sockets) -> None:
+    listener = sockets.listener(backlog=0)
+    other = sockets.client(address_of(listener))
+    front = forward(address_of(listener), sockets.silent(), connect_timeout=0.5, max_fails=1)
+    client = front.client()
+    sockets.accept(listener).close()
+    other.close()
+    gevent.sleep(0.1)
+    stdlib_sleep(0.7)  # as after SIGSTOP; the kernel sends the SYN again a second after the first
+    sockets.accept(listener).close()
+    client.shutdown(socket.SHUT_WR)
+    line = front.access()
+    assert (line["end"], line["target"], line["tried"]) == (End.CLOSED, str(address_of(listener)), None)
+    assert front.turned == []
+
+
 def test_what_the_client_has_sent_and_finished_early_waits_for_the_target(
     forward: Forward, sockets: Sockets, backend: socket.socket
 ) -> None:

@@ -139,26 +139,22 @@ def _connect(client: Stream, entry: Entry, offset: int, service: Service) -> tup
     if client.was_reset():  # as it waited in the kernel's queue: accept(2) does not tell
         raise Ended(End.CLIENT_LEFT)
     options, patience = service.rule.options, service.patience
-    limit = options.connect_timeout
-    until = entry.opened + limit if limit else float("inf")
-    lost = patience.lost
+    limit, lost = options.connect_timeout or float("inf"), patience.lost
+
+    def until() -> float:
+        """Return when to give up: time that nobody lived through is given back."""
+        return entry.opened + limit + patience.lost - lost
+
     tried: list[str] = []
     waiting = _Connecting(client, entry, options.max_lifetime)
     patience.watch(waiting)
     try:
-        while True:
-            try:
-                stream, entry.target, member = connect(service.route, offset, entry.client.host, until, tried)
-                break
-            except Ended as ended:
-                if ended.end is not End.CONNECT_TIMEOUT or not limit or patience.lost == lost:
-                    raise
-                until += patience.lost - lost  # time that nobody lived through is given back
-                lost = patience.lost
+        stream, entry.target, member = connect(service.route, offset, entry.client.host, until, tried)
     finally:
         patience.forget(waiting)
         entry.tried = tuple(tried)
     entry.connected = time.monotonic()
+    entry.member = member
     return stream, member
 
 

@@ -74,15 +74,17 @@ class Route:
             self.turned(member, reason)
 
 
-def connect(route: Route, offset: int, client: str, until: float, tried: list[str]) -> tuple[Stream, Address, Member]:
+def connect(
+    route: Route, offset: int, client: str, until: Callable[[], float], tried: list[str]
+) -> tuple[Stream, Address, Member]:
     """Return a stream to one of the targets, the numeric address it is connected to, and the target.
 
     Args:
         route: the targets and how to reach them.
         offset: of the listener in its rule's range of ports.
         client: the host that the client comes from.
-        until: monotonic seconds at which to give up. A target gets an equal share of what is left, at least a second;
-            then the next is tried beside it.
+        until: returns the monotonic seconds at which to give up, which may move. A target gets an equal share of what
+            is left, at least a second; then the next is tried beside it.
         tried: gets ``address errno`` of each failed try; what comes again and again, once.
 
     Raises:
@@ -93,15 +95,13 @@ def connect(route: Route, offset: int, client: str, until: float, tried: list[st
             return _connect_once(route, offset, client, until, tried)
         except Ended as why:
             again = route.retry_interval and why.end in CONNECT_FAILURES and why.end is not End.NO_TARGET
-            if not again or time.monotonic() + route.retry_interval >= until:
+            if not again or time.monotonic() + route.retry_interval >= until():
                 raise
-        finally:
-            tried[:] = dict.fromkeys(tried)
         gevent.sleep(route.retry_interval)
 
 
 def _connect_once(
-    route: Route, offset: int, client: str, until: float, tried: list[str]
+    route: Route, offset: int, client: str, until: Callable[[], float], tried: list[str]
 ) -> tuple[Stream, Address, Member]:
     """Try each target once; see ``connect``."""
     now = time.monotonic()
@@ -121,6 +121,7 @@ def _connect_once(
         return found
     finally:
         tries.close()
+        tried[:] = dict.fromkeys(tried)
 
 
 class _Tries:
@@ -132,7 +133,7 @@ class _Tries:
 
     __slots__ = ("_chosen", "_claim", "_failure", "_late", "_next_at", "_route", "_tried", "_under_way", "_until")
 
-    def __init__(self, route: Route, until: float, tried: list[str]) -> None:
+    def __init__(self, route: Route, until: Callable[[], float], tried: list[str]) -> None:
         self._route = route
         self._until = until
         self._tried = tried
@@ -146,7 +147,7 @@ class _Tries:
     def add(self, member: Member, now: float, begun: Attempt | None = None) -> None:
         """Try this target, the next one at the end of its share of the time."""
         untried = self._route.pool.untried(self._chosen)
-        self._next_at = now + _share(self._until - now, untried) if untried > 1 else _NEVER
+        self._next_at = now + _share(self._until() - now, untried) if untried > 1 else _NEVER
         self._chosen.append(member)
         self._under_way[_begin(self._route, member.address, self._claim, self._tried, begun)] = member
 
@@ -164,7 +165,7 @@ class _Tries:
                 self.add(member, now)
         if not self._under_way:
             raise self._failure  # all have failed
-        until = min(self._until, self._next_at)
+        until = min(self._until(), self._next_at)
         if self._late:
             self._make_room(now)
             until = min(until, now + HEAD_START)  # for others may find out meanwhile
@@ -172,7 +173,7 @@ class _Tries:
         now = time.monotonic()
         if decided is not None:
             return self._settle(decided, now)
-        if now >= self._until:
+        if now >= self._until():
             self._give_up(list(self._under_way), now)
             raise self._failure
         if now >= self._next_at or all(each.idle for each in self._under_way):
