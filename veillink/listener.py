@@ -15,7 +15,7 @@ from . import tasks
 from .limits import Gate
 from .model import Address
 from .net import BACKLOG, adopt, error_name, readable
-from .session import Service, serve
+from .session import Service, send_away, serve
 
 # How long accepting pauses after EMFILE and its like, in seconds: ten tries a second cost nothing.
 _ACCEPT_PAUSE: Final = 0.1
@@ -68,8 +68,10 @@ class Listener(StreamServer):
         """Serve one client, a bare socket, its address and its entrance, in the client's greenlet."""
         sock, peer, entrance = client
         try:
-            cut = self._cut.is_set()
-            serve(sock, readable(peer), self.listens_on, entrance.offset, entrance.service, cut=cut)
+            if self._cut.is_set():
+                send_away(sock, readable(peer), self.listens_on, entrance.service)
+            else:
+                serve(sock, readable(peer), self.listens_on, entrance.offset, entrance.service)
         finally:
             entrance.gate.leave()
 

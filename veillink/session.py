@@ -20,7 +20,7 @@ from .pipes import Pipes
 from .pool import Member
 from .relay import Relay
 from .stream import Stream
-from .trial import Trial, judge
+from .trial import Trial, begin_trial, judge
 from .upstream import Route, connect
 
 _SILENCE: Final = frozenset({End.IDLE_TIMEOUT, End.HALF_CLOSE_TIMEOUT})
@@ -59,9 +59,7 @@ class _Interrupt:
             self._greenlet.throw(type(ended), ended, ended.__traceback__)
 
 
-def serve(
-    sock: _socket.socket, peer: Address, listen: Address, offset: int, service: Service, *, cut: bool = False
-) -> None:
+def serve(sock: _socket.socket, peer: Address, listen: Address, offset: int, service: Service) -> None:
     """Tell the story of one connection.
 
     Args:
@@ -70,26 +68,19 @@ def serve(
         listen: the address it came to.
         offset: of that address in the rule's range.
         service: what to do with it.
-        cut: it is over before it has begun: all connections are cut.
     """
-    opened = time.monotonic()
     interrupt = _Interrupt()
     client = Stream(sock)
-    entry = service.ledger.open(service.rule.name, peer, listen, opened, interrupt)
+    entry = service.ledger.open(service.rule.name, peer, listen, time.monotonic(), interrupt)
     target: Stream | None = None
     member: Member | None = None
     trial: Trial | None = None
     end = End.INTERNAL
     try:
-        if cut:
-            raise Ended(End.DRAINED)
         refuse_loop(client, entry, service.ledger)
         target, member = _connect(client, entry, offset, service)
-        entry.member = member
         add_leg(target, entry, service.ledger)
-        if member.failing:
-            trial = Trial(member, service.route, time.monotonic())
-            service.patience.watch(trial)
+        trial = begin_trial(member, service.route, service.patience) if member.failing else None
         Relay(client, target, entry, service.rule.options, service.patience, service.pipes).run()
         end = End.CLOSED
     except Ended as ended:
@@ -100,15 +91,24 @@ def serve(
     finally:
         interrupt.armed = False
         _part(client, target, entry, end)
-        if trial is not None:
-            service.patience.forget(trial)
         if member is not None:
-            judge(member, service.route, entry, end, on_trial=trial is not None)
+            judge(member, service.route, entry, end, trial)
             member.leave()
-        now = time.monotonic()
-        service.ledger.close(entry, end, now)
-        if service.log.access_lines:
-            service.log.access(entry.summary(end, now))
+        _close(entry, end, service)
+
+
+def send_away(sock: _socket.socket, peer: Address, listen: Address, service: Service) -> None:
+    """Reset a client that comes when all connections are cut; see ``serve``."""
+    entry = service.ledger.open(service.rule.name, peer, listen, time.monotonic(), lambda ended: None)
+    Stream(sock).abort()
+    _close(entry, End.DRAINED, service)
+
+
+def _close(entry: Entry, end: End, service: Service) -> None:
+    now = time.monotonic()
+    service.ledger.close(entry, end, now)
+    if service.log.access_lines:
+        service.log.access(entry.summary(end, now))
 
 
 class _Connecting:

@@ -3,10 +3,12 @@
 Rule: being connected proves nothing. A reset before the target's first byte is a failed connect.
 """
 
+import time
 from typing import Final
 
 from .ledger import Entry
 from .model import End
+from .patience import Patience
 from .pool import Member
 from .upstream import Route
 
@@ -15,7 +17,9 @@ _MOMENT: Final = 0.05
 
 
 class Trial:
-    """A connection by which a target that is failing may prove itself. To be looked at from time to time.
+    """A connection by which a target that is failing may prove itself.
+
+    ``open``: it has neither passed nor ended.
 
     Args:
         member: the target.
@@ -23,22 +27,34 @@ class Trial:
         now: monotonic seconds.
     """
 
-    __slots__ = ("_began", "_member", "_route")
+    __slots__ = ("_began", "_member", "_route", "open")
 
     def __init__(self, member: Member, route: Route, now: float) -> None:
         self._member = member
         self._route = route
         self._began = now
+        self.open = True
 
     def look(self, now: float) -> bool:
         """Count it as passed after a moment; return whether to look again."""
-        if now - self._began < _MOMENT:
-            return True
+        if self.open and now - self._began >= _MOMENT:
+            self.succeed()
+        return self.open
+
+    def succeed(self) -> None:
+        """Count it as passed."""
+        self.open = False
         self._route.succeeded(self._member)
-        return False
 
 
-def judge(member: Member, route: Route, entry: Entry, end: End, *, on_trial: bool) -> None:
+def begin_trial(member: Member, route: Route, patience: Patience) -> Trial:
+    """Watch a connection of a target that is failing; ``judge`` ends that."""
+    trial = Trial(member, route, time.monotonic())
+    patience.watch(trial)
+    return trial
+
+
+def judge(member: Member, route: Route, entry: Entry, end: End, trial: Trial | None) -> None:
     """Heed how a connection of a target has ended.
 
     Args:
@@ -46,11 +62,13 @@ def judge(member: Member, route: Route, entry: Entry, end: End, *, on_trial: boo
         route: to it.
         entry: of the connection.
         end: why it ended.
-        on_trial: whether the target was failing when it was connected.
+        trial: begun if the target was failing when it was connected.
     """
     answered = entry.outbound.bytes > 0
     if end is End.TARGET_RESET and not answered:
         if not member.down:  # else the reset may be our own (on_down), and the target is out anyway
             route.failed(member, "ECONNRESET")
-    elif on_trial and (answered or (end is End.CLOSED and entry.inbound.bytes)):
-        route.succeeded(member)
+    elif trial is not None and trial.open and (answered or (end is End.CLOSED and entry.inbound.bytes)):
+        trial.succeed()
+    if trial is not None:
+        trial.open = False
