@@ -14,7 +14,7 @@ import pytest
 from gevent import socket
 from gevent.hub import spawn_raw
 
-from veillink import names, patience, relay
+from veillink import names, patience, relay, trial
 from veillink.ledger import Flow, Ledger
 from veillink.model import Address, End, Ended, Rule, RuleOptions, Target
 from veillink.names import Names
@@ -529,6 +529,53 @@ def test_a_target_that_accepts_and_resets_does_not_come_back_by_being_connected(
         gevent.sleep(0.02)
     assert front.turned == [(bad, "ECONNRESET")]
     assert Counter(line["end"] for line in front.journal.access())["target_reset"] >= 3, "it was never tried again"
+
+
+def answer_questions(sock: socket.socket) -> None:
+    """Answer a question; reset whoever says anything else."""
+    if sock.recv(1, socket.MSG_PEEK) == b"q":
+        answer(sock)
+    else:
+        sock.close()  # with unread bytes
+
+
+def test_a_client_whose_bytes_targets_do_not_like_takes_none_out(
+    forward: Forward, sockets: Sockets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "_BESIDE", 60.0)  # so that no slow machine makes a difference
+    front = forward(serving(sockets, answer_questions), serving(sockets, answer_questions), max_fails=1)
+    assert [visit(front) for _ in range(2)] == [End.CLOSED] * 2
+    assert [visit(front, b"garbage") for _ in range(4)] == [End.TARGET_RESET] * 4
+    assert front.turned == []
+
+
+@pytest.mark.parametrize(("says", "answered"), [(b"", 0.0), (b"question", -2.0)], ids=["says nothing", "long ago"])
+def test_a_reset_that_no_client_has_provoked_counts_though_the_target_has_answered_others(
+    says: bytes, answered: float, forward: Forward, sockets: Sockets
+) -> None:
+    bad = serving(sockets, close_unread if says else reset)
+    front = forward(bad, address_of(sockets.listener()), max_fails=1)
+    front.service.route.pool.members[bad].answered = time.monotonic() + answered
+    with front.client() as client:
+        client.sendall(says)
+        assert front.access()["end"] == End.TARGET_RESET
+    assert front.turned == [(bad, "ECONNRESET")]
+
+
+def test_a_connection_that_brought_a_target_back_long_ago_does_not_at_its_end(
+    forward: Forward, sockets: Sockets
+) -> None:
+    target = serving(sockets, answer)
+    front = forward(target, address_of(sockets.listener()), fail_timeout=60)
+    front.fail(target).try_again(float("-inf"))
+    client = front.client()
+    eventually(lambda: front.turned == [(target, "")])
+    assert front.fail(target).failing
+    client.sendall(b"question")
+    client.shutdown(socket.SHUT_WR)
+    assert read_to_eof(client) == b"answer"
+    assert front.access()["end"] == End.CLOSED
+    assert front.turned == [(target, "")]
 
 
 @pytest.mark.parametrize("behaviour", [answer, take, answer_and_reset])

@@ -17,8 +17,9 @@ class Member:
     """What is known of one target at one address, from reload to reload.
 
     ``address``: host and port, as the rules have it. ``active``: its connections, those being connected included.
-    ``connected``: when one last was, in monotonic seconds. ``down``: it does not answer its probes. ``failing``: it was
-    taken out for failed connects, and has served nobody since.
+    ``connected``: when one last was, in monotonic seconds; ``answered``: when the last was that has brought a byte.
+    ``down``: it does not answer its probes. ``failing``: it was taken out for failed connects, and has served nobody
+    since.
     """
 
     __slots__ = (
@@ -29,6 +30,7 @@ class Member:
         "_since",
         "active",
         "address",
+        "answered",
         "connected",
         "down",
         "failing",
@@ -37,7 +39,7 @@ class Member:
     def __init__(self, address: Address) -> None:
         self.address = address
         self.active = 0
-        self.connected = float("-inf")
+        self.connected = self.answered = float("-inf")
         self.down = False
         self.failing = False
         self._counts_failures = True

@@ -1,6 +1,7 @@
 """Learn from a connection whether its target serves: who accepts for others may have nobody behind it.
 
-Rule: being connected proves nothing. A reset before the target's first byte is a failed connect.
+Rule: being connected proves nothing. A reset before the target's first byte is a failed connect, unless the client may
+have provoked it.
 """
 
 import time
@@ -14,6 +15,9 @@ from .upstream import Route
 
 # A target that was failing and keeps a connection for so long, in seconds, is back.
 _MOMENT: Final = 0.05
+# A client may have provoked a reset where the target has answered another one that came at most so long before it, in
+# seconds: else one client could take out all targets but the last with a few bytes that they do not like.
+_BESIDE: Final = 1.0
 
 
 class Trial:
@@ -64,9 +68,12 @@ def judge(member: Member, route: Route, entry: Entry, end: End, trial: Trial | N
         end: why it ended.
         trial: begun if the target was failing when it was connected.
     """
-    answered = entry.outbound.bytes > 0
+    connected, answered = entry.connected or 0.0, entry.outbound.bytes > 0
+    if answered and connected > member.answered:
+        member.answered = connected
     if end is End.TARGET_RESET and not answered:
-        if not member.down:  # else the reset may be our own (on_down), and the target is out anyway
+        provoked = entry.inbound.bytes and connected - member.answered <= _BESIDE
+        if not member.down and not provoked:  # else the reset may be our own (on_down), and the target is out anyway
             route.failed(member, "ECONNRESET")
     elif trial is not None and trial.open and (answered or (end is End.CLOSED and entry.inbound.bytes)):
         trial.succeed()
