@@ -13,7 +13,7 @@ from gevent.hub import Waiter, get_hub
 
 from .model import Address, End, Ended
 from .names import Name, Names
-from .net import error_name, is_connected, numeric, start_connect
+from .net import Ends, connected_ends, error_name, numeric, start_connect
 from .places import Claim
 from .stream import Stream
 
@@ -39,7 +39,7 @@ def ended(error: OSError) -> Ended:
 class Attempt:
     """A connect under way, since ``began`` (monotonic seconds); ``error`` is what it has failed with."""
 
-    __slots__ = ("_told", "_writable", "address", "began", "decided", "error", "socket")
+    __slots__ = ("_ends", "_told", "_writable", "address", "began", "decided", "error", "socket")
 
     def __init__(self, address: Address, now: float) -> None:
         self.address = address
@@ -47,6 +47,7 @@ class Attempt:
         self.decided = False
         self.error: OSError | None = None
         self.socket: Any = None
+        self._ends: Ends | None = None
         self._told: Told | None = None
         self._writable: Any = None
 
@@ -54,20 +55,21 @@ class Attempt:
         """Begin, and return whether it has connected at once."""
         try:
             self.socket = start_connect(*numeric(self.address))
-            return is_connected(self.socket)
+            self._ends = connected_ends(self.socket)
         except OSError as error:
             self.error = error
             self.decided = True
-            return False
+        return self._ends is not None
 
     def look(self) -> bool:
         """Return whether it has connected."""
         self.decided = False
-        try:
-            return self.error is None and is_connected(self.socket)
-        except OSError as error:
-            self.error = error
-            return False
+        if self.error is None:
+            try:
+                self._ends = connected_ends(self.socket)
+            except OSError as error:
+                self.error = error
+        return self._ends is not None
 
     def watch(self, told: Told) -> None:
         """Have this called when it is decided."""
@@ -88,7 +90,7 @@ class Attempt:
     def stream(self) -> Stream:
         """Return what has connected."""
         self._forget()
-        return Stream(self.socket)
+        return Stream(self.socket, self._ends)
 
     def abandon(self) -> None:
         """Give it up."""

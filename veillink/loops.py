@@ -21,9 +21,9 @@ from .stream import Stream
 
 def add_leg(target: Stream, entry: Entry, ledger: Ledger) -> None:
     """Remember how a connection to its target looks to a listener. Thousands have the same hosts: kept once."""
-    ends = target.take_ends()
-    if ends is not None:
-        own, peer = ends
+    if target.ends is not None:
+        own, peer = target.ends
+        target.ends = None  # 400 bytes
         ledger.add_leg(entry, (intern(plain_host(own[0])), own[1], peer[1], intern(plain_host(peer[0]))))
     elif entry.target is not None and entry.target.is_unix:
         ledger.add_leg(entry, entry.target.path)
@@ -35,28 +35,29 @@ def refuse_loop(client: Stream, entry: Entry, ledger: Ledger) -> None:
     Raises:
         Ended: it has come through this listener before.
     """
-    last = _unix_parent(client, entry, ledger) if entry.listen.is_unix else _parent(client, entry, ledger)
+    last = ledger.legs.get((entry.client.host, entry.client.port, entry.listen.port))
+    if last is not None:
+        last = _checked(last, client)
+    elif ledger.unix_legs and entry.listen.is_unix:
+        last = _unix_parent(client, entry, ledger)
     if last is not None:
         entry.passed = (*last.passed, last.listen)
         if entry.listen in entry.passed:
             raise Ended(End.LOOP, " -> ".join(map(str, (*entry.passed, entry.listen))))
 
 
-def _parent(client: Stream, entry: Entry, ledger: Ledger) -> Entry | None:
-    """Return the connection that this client is the target's leg of.
+def _checked(found: Entry, client: Stream) -> Entry | None:
+    """Return the connection that looks as if this client were its leg, if it is.
 
     One port of a host may be in use towards several others: only where that looks so the kernel is asked to which
     address this client has come.
     """
-    found = ledger.legs.get((entry.client.host, entry.client.port, entry.listen.port))
-    if found is None or not isinstance(found.leg, tuple):
-        return None
-    return found if client.own_address().host == found.leg[3] else None
+    return found if isinstance(found.leg, tuple) and client.own_address().host == found.leg[3] else None
 
 
 def _unix_parent(client: Stream, entry: Entry, ledger: Ledger) -> Entry | None:
     """Return the last connection to this UNIX socket by whatever path, if the client is a connection of ours."""
-    if ledger.unix_legs and client.peer_process() == os.getpid():
+    if client.peer_process() == os.getpid():
         for path, found in ledger.unix_legs.items():
             with contextlib.suppress(OSError):
                 if Path(path).samefile(entry.listen.path):

@@ -334,21 +334,18 @@ def adopt(fd: int, family: int) -> _socket.socket:
     return sock
 
 
-class OutgoingSocket(_socket.socket):
-    """A socket that we connect. ``ends``: its own and its peer's socket address, once it is known to be connected."""
-
-    __slots__ = ("ends",)
-    ends: tuple[Any, Any]
+Ends = tuple[Any, Any]
+"""A connection's socket addresses, our own and the peer's."""
 
 
-def start_connect(family: int, where: Any) -> OutgoingSocket:
+def start_connect(family: int, where: Any) -> _socket.socket:
     """Begin to connect and return the socket, which becomes writable when it is decided.
 
     Raises:
         BlockingIOError: the queue of a UNIX socket is full.
         OSError: it failed at once.
     """
-    sock = OutgoingSocket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    sock = _socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         for option in (_IN_LINE,) if family == socket.AF_UNIX else _CONNECT_OPTIONS:
             sock.setsockopt(*option)
@@ -361,8 +358,8 @@ def start_connect(family: int, where: Any) -> OutgoingSocket:
     return sock
 
 
-def is_connected(sock: OutgoingSocket) -> bool:
-    """Return whether a connect that was started has succeeded; on loopback it often has at once.
+def connected_ends(sock: _socket.socket) -> Ends | None:
+    """Return both ends if a connect that was started has succeeded, else ``None``; on loopback it often has at once.
 
     A connect to a free port of this host's own ephemeral range can meet itself half-way and be "connected" to nobody
     (about once in 400): that is a refused connect.
@@ -376,9 +373,8 @@ def is_connected(sock: OutgoingSocket) -> bool:
         code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if code:
             raise OSError(code, os.strerror(code)) from None
-        return False
+        return None
     own = sock.getsockname()
     if own == peer:
         raise ConnectionRefusedError(errno.ECONNREFUSED, "connected to itself")
-    sock.ends = own, peer
-    return True
+    return own, peer

@@ -19,7 +19,7 @@ from typing import Any, Final
 from gevent.hub import get_hub, getcurrent
 
 from .model import Address
-from .net import readable, set_keepalive
+from .net import Ends, readable, set_keepalive
 from .pipes import PIPE_SIZE, Pipe
 
 _READ: Final = 1
@@ -46,11 +46,13 @@ class Stream:
 
     Args:
         sock: connected and non-blocking; the stream owns it from now on.
+        ends: its socket addresses, where we have connected it.
     """
 
-    __slots__ = ("_fd", "_held", "_read_dry", "_reader", "_reading", "_socket", "_watched", "_writer", "broken")
+    __slots__ = ("_fd", "_held", "_read_dry", "_reader", "_reading", "_socket", "_watched", "_writer", "broken", "ends")
 
-    def __init__(self, sock: _socket.socket) -> None:
+    def __init__(self, sock: _socket.socket, ends: Ends | None = None) -> None:
+        self.ends = ends
         self._socket = sock
         self._fd = sock.fileno()
         self._reader: Any = get_hub().loop.io(self._fd, _READ)
@@ -189,14 +191,6 @@ class Stream:
 
     def _queued(self) -> int:
         return int.from_bytes(fcntl.ioctl(self._fd, termios.TIOCOUTQ, b"\0\0\0\0"), sys.byteorder)
-
-    def take_ends(self) -> tuple[Any, Any] | None:
-        """Return our own and the peer's socket address where we have connected, once (not for a UNIX socket)."""
-        sock: Any = self._socket
-        ends: tuple[Any, Any] | None = getattr(sock, "ends", None)
-        if ends is not None:
-            del sock.ends  # 400 bytes
-        return ends
 
     def own_address(self) -> Address:
         """Return the address that the peer has come to."""
