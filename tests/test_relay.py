@@ -608,6 +608,30 @@ def test_a_fin_on_a_parked_connection_starts_its_limit(far: str, connect: Connec
         assert connection.end() is End.HALF_CLOSE_TIMEOUT
 
 
+@pytest.mark.parametrize("far", ["client", "target"])
+def test_a_connection_with_long_limits_rests_until_it_has_a_short_one(
+    far: str, connect: Connect, park: Park, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_module, "_REST", 3600.0)
+    connection = connect(RuleOptions(idle_timeout=60.0, half_close_timeout=0.2))
+    park(connection)
+    assert connection.relay.look(time.monotonic() + 60)
+    assert connection.relay in connection.patience._watched
+    finish(connection.client if far == "client" else connection.target)
+    with gevent.Timeout(5):
+        assert connection.end() is End.HALF_CLOSE_TIMEOUT
+
+
+def test_a_connection_with_a_short_limit_never_rests(
+    connect: Connect, park: Park, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_module, "_REST", 3600.0)
+    connection = connect(RuleOptions(idle_timeout=60.0, max_lifetime=59.0))
+    park(connection)
+    assert not connection.relay.look(time.monotonic() + 59)
+    assert connection.end() is End.MAX_LIFETIME
+
+
 def test_a_twin_that_waits_for_a_reader_is_not_parked(connect: Connect, park: Park) -> None:
     connection = connect(tiny=BOTH)
     gevent.spawn(finish_with, connection.target, DATA)
