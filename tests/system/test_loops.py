@@ -22,7 +22,9 @@ def test_a_client_that_comes_round_by_an_address_of_this_host_is_reset(
             veillink.heard(host=OWN)
     eventually(lambda: '"loop"' in veillink.output, what="an ending")
     lines = veillink.access(10)
-    assert {line["end"] for line in lines} == {"loop", "target_reset"}
+    ends = {line["end"] for line in lines}
+    # Another worker may have reset the next round's connection before this one sees that it was connected.
+    assert ends - {"connect_failed"} == {"loop", "target_reset"}
     warning = veillink.logged("a connection of our own")[0]
     assert warning["way"].count(" -> ") == 2
     assert warning["rule"] in ("first", "second")
