@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -235,6 +236,22 @@ def test_a_drain_that_takes_too_long_or_is_cut_short_ends_with_1(
     life.journal.finish()
     (line,) = life.journal.access()
     assert line["end"] == "drained"
+
+
+def test_time_in_which_it_was_stopped_is_no_time_to_drain(
+    live: Live, sockets: Sockets, port: int, backend: socket.socket, journal: Journal
+) -> None:
+    life = live(row(port, backend), drain_timeout=1.0).ready()
+    client, target = talk(sockets, port, backend)
+    send(signal.SIGTERM)
+    journal.wait_for("stopping")
+    time.sleep(1.1)  # nothing of it runs
+    gevent.sleep(0.05)
+    client.sendall(b"word")
+    assert read_exactly(target, 4) == b"word"
+    client.close()
+    target.close()
+    assert life.code() == 0
 
 
 @pytest.mark.parametrize(

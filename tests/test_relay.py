@@ -691,6 +691,16 @@ def test_old_age_ends_it_however_busy_it_is(connect: Connect, quick: None) -> No
 # --- time that nobody lived through ----------------------------------------------------------------------------------
 
 
+def test_a_pause_is_hardly_lived_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(patience, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    lasted = []
+    for _ in patience.lived(0.3):  # the time for which cut connections are waited for
+        now[0] += 7.0 if now[0] == 100.0 else 0.02
+        lasted.append(now[0])
+    assert lasted == pytest.approx([107.0, 107.02, 107.04, 107.06])
+
+
 def pause(seconds: float) -> None:
     """Let the whole process do nothing, as after SIGSTOP."""
     time.sleep(seconds)

@@ -11,17 +11,15 @@ _TICK: Final = 0.25
 # What is watched closely is looked at so often, and may take so much of the loop each time.
 _CLOSE_TICK: Final = 0.01
 _CLOSE_SHARE: Final = 0.001
-# What a turn takes beyond this, in seconds, the process has not lived through.
-_LONGEST_TURN: Final = 1.0
 
 
 def lived(seconds: float) -> Iterator[None]:
-    """Yield again and again until this process has lived for so many seconds: a pause counts as one at most."""
+    """Yield again and again until this process has lived for so many seconds: a pause counts as a tick at most."""
     last = time.monotonic()
     while seconds > 0:
         yield
         now = time.monotonic()
-        seconds -= min(now - last, _LONGEST_TURN)
+        seconds -= min(now - last, _TICK)
         last = now
 
 
