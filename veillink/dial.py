@@ -145,6 +145,7 @@ class Race:
     __slots__ = (
         "_ask_at",
         "_attempts",
+        "_began",
         "_claim",
         "_failure",
         "_known",
@@ -174,6 +175,7 @@ class Race:
         if begun is not None and claim.take():
             self._attempts.append(begun)
         self._next_start = 0.0
+        self._began = 0.0
         self._ask_at = _NEVER
         self._failure: Ended | None = None
         self.won: tuple[Stream, Address] | None = None
@@ -188,6 +190,7 @@ class Race:
                 return True
         if last:
             return False
+        self._began = self._began or now
         if self._name is not None and self._name.addresses is not self._known:
             self._take_up(self._name.addresses)
         while self._waiting and now >= self._next_start:
@@ -296,8 +299,8 @@ class Race:
     def _ask(self, name: Name, now: float) -> None:
         """Ask the name server where it may know better, or take its answer as final.
 
-        Where all known addresses have failed, nobody waits until it may be asked again, nor for one that has hung: a
-        service that restarts behind a name is refused as quickly as one behind an address.
+        Where all known addresses have failed, its answer is final if it is newer than this try, or the name server is in
+        trouble: a service that restarts behind a name is refused nearly as quickly as one behind an address.
         """
         if self._attempts or self._waiting:
             if now >= self._ask_at:
@@ -308,7 +311,8 @@ class Race:
             self.failed = Ended(End.NAME_NOT_FOUND, f"{name.host}: {name.failure}")
         else:
             asked = self._names.ask(name, now)
-            if self._known and (not asked or name.hung):
+            final = name.failure or name.asked >= self._began
+            if self._known and (name.hung or (final and not asked)):
                 self.failed = self._failure
             self.idle = bool(self._known) or not asked
             self.due = self.due if asked else name.again

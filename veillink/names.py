@@ -18,9 +18,9 @@ from gevent.threadpool import ThreadPool
 from .log import Log
 from .tasks import unhurried
 
-# A name that was just answered, or not found, is not asked for again for each client that comes.
+# A name that was just not found is not asked for again for each client that comes.
 _RETRY: Final = 1.0
-# After trouble it is asked for again sooner: a client waits. Each failure in a row doubles it, up to the above.
+# One that was answered, or is in trouble, may be sooner: a client waits. Each failure in a row doubles it, up to the above.
 _FIRST_PAUSE: Final = 0.25
 # The longest pause after a look-up that hung: each takes a thread for 10 to 30 s.
 _LONGEST_PAUSE: Final = 16.0
@@ -107,8 +107,8 @@ class Name:
         trouble = bool(self.failure) and not self.missing
         self.hung = trouble and now - self.asked >= _HANGS
         self._failures = self._failures + 1 if trouble else 0
-        first, longest = (_RETRY, _LONGEST_PAUSE) if self.hung else (_FIRST_PAUSE, _RETRY)
-        self.again = now + (min(longest, first * 2 ** min(self._failures - 1, 10)) if trouble else _RETRY)
+        first, longest = (_RETRY, _LONGEST_PAUSE) if self.hung or self.missing else (_FIRST_PAUSE, _RETRY)
+        self.again = now + min(longest, first * 2 ** min(max(0, self._failures - 1), 10))
         self.busy = self.wanted = False
         self.answered.set()
 
