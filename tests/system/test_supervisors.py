@@ -172,9 +172,10 @@ def test_the_image_runs() -> None:
 
 def test_what_the_image_copies_is_there_and_it_does_not_run_as_root() -> None:
     lines = (DEPLOY / "Dockerfile").read_text().splitlines()
-    for line in lines:
-        if line.startswith("COPY") and "--from" not in line:
-            assert all((ROOT / source).exists() for source in line.split()[1:-1]), line
+    copied = [line.split()[1:-1] for line in lines if line.startswith("COPY") and "--from" not in line]
+    files = {source for sources in copied for source in sources}
+    assert {"LICENSE", "README.md", "pyproject.toml", "veillink"} <= files  # what the package is made of
+    assert all((ROOT / source).exists() for source in files)
     assert any(re.fullmatch(r"USER [1-9]\d*", line) for line in lines)
 
 
