@@ -94,7 +94,7 @@ def sees_the_end(client: socket.socket) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("rules", "host"), [(1, HOST), (2, HOST), (3, HOST), (1, "::1"), (2, f"::ffff:{HOST}"), (1, "0.0.0.0")]
+    ("rules", "host"), [(1, HOST), (2, HOST), (3, HOST), (1, "::1"), (2, f"::ffff:{HOST}"), (1, "0.0.0.0"), (1, "::")]
 )
 def test_a_client_that_comes_round_is_reset_and_with_it_all_rounds(
     rules: int, host: str, ring: Ring, sockets: Sockets
@@ -113,7 +113,7 @@ def test_a_client_that_comes_round_is_reset_and_with_it_all_rounds(
     warning = ring.journal.wait_for("a connection of our own")
     assert warning["way"] == " -> ".join(str(address) for _, address in (*listeners, listeners[0]))
     assert warning["rule"] == str(listeners[0][1])
-    assert warning["client"].startswith("[::1]:" if host == "::1" else f"{HOST}:")
+    assert warning["client"].startswith("[::1]:" if host in ("::1", "::") else f"{HOST}:")
 
 
 def test_a_loop_through_a_unix_socket_and_a_link_ends(ring: Ring, sockets: Sockets) -> None:
@@ -156,7 +156,8 @@ def test_a_client_with_the_port_of_a_connection_of_ours_to_another_host_is_someb
     (entry,) = eventually(lambda: [entry for entry in ring.ledger.live.values() if entry.leg])
     with socket.socket() as client:
         client.bind((HOST, 0))
-        ring.ledger.add_leg(entry, (*client.getsockname(), listener[1].port, leads_to))
+        ring.ledger.add_leg(entry, client.getsockname())
+        entry.target = Address(leads_to, listener[1].port)
         client.connect((HOST, listener[1].port))
         if is_ours:
             assert sees_the_end(client)

@@ -310,21 +310,21 @@ def test_a_connect_that_was_refused_says_so() -> None:
     sock = net.start_connect(*net.numeric(Address(HOST, free_port())))
     socket.wait_write(sock.fileno())
     with pytest.raises(ConnectionRefusedError):
-        net.connected_ends(sock)
+        net.connected_from(sock)
     sock.close()
 
 
 def test_a_connect_that_is_under_way_is_neither_success_nor_failure(sockets: Sockets) -> None:
     silent = sockets.silent()
     sock = net.start_connect(*net.numeric(Address(silent.host, silent.port)))
-    assert not net.connected_ends(sock)
+    assert not net.connected_from(sock)
     sock.close()
 
 
 def test_a_connect_that_was_accepted_is_a_success(sockets: Sockets) -> None:
     sock = net.start_connect(*net.numeric(Address(HOST, address_of(sockets.listener()).port)))
     socket.wait_write(sock.fileno())
-    assert net.connected_ends(sock)
+    assert net.connected_from(sock)
     sock.close()
 
 
@@ -333,7 +333,7 @@ def test_a_connect_that_met_itself_is_refused() -> None:
         sock.bind((HOST, 0))
         sock.connect(sock.getsockname())
         with pytest.raises(ConnectionRefusedError, match="itself"):
-            net.connected_ends(sock)
+            net.connected_from(sock)
 
 
 def test_a_connect_that_fails_at_once_leaves_nothing_open() -> None:

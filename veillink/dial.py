@@ -13,7 +13,7 @@ from gevent.hub import Waiter, get_hub
 
 from .model import Address, End, Ended
 from .names import Name, Names
-from .net import Ends, connected_ends, error_name, numeric, start_connect
+from .net import connected_from, error_name, numeric, start_connect
 from .places import Claim
 from .stream import Stream
 
@@ -39,7 +39,7 @@ def ended(error: OSError) -> Ended:
 class Attempt:
     """A connect under way, since ``began`` (monotonic seconds); ``error`` is what it has failed with."""
 
-    __slots__ = ("_ends", "_told", "_writable", "address", "began", "decided", "error", "socket")
+    __slots__ = ("_own", "_writable", "address", "began", "decided", "error", "socket")
 
     def __init__(self, address: Address, now: float) -> None:
         self.address = address
@@ -47,50 +47,47 @@ class Attempt:
         self.decided = False
         self.error: OSError | None = None
         self.socket: Any = None
-        self._ends: Ends | None = None
-        self._told: Told | None = None
+        self._own: Any = None
         self._writable: Any = None
 
     def begin(self) -> bool:
         """Begin, and return whether it has connected at once."""
         try:
             self.socket = start_connect(*numeric(self.address))
-            self._ends = connected_ends(self.socket)
+            self._own = connected_from(self.socket)
         except OSError as error:
             self.error = error
             self.decided = True
-        return self._ends is not None
+        return self._own is not None
 
     def look(self) -> bool:
         """Return whether it has connected."""
         self.decided = False
         if self.error is None:
             try:
-                self._ends = connected_ends(self.socket)
+                self._own = connected_from(self.socket)
             except OSError as error:
                 self.error = error
-        return self._ends is not None
+        return self._own is not None
 
     def watch(self, told: Told) -> None:
         """Have this called when it is decided."""
         if self._writable is None:
             self._writable = get_hub().loop.io(self.socket.fileno(), 2)
-        self._told = told
-        self._writable.start(self._decide)
+        self._writable.start(self._decide, told)
 
     def unwatch(self) -> None:
         """Have it called no more."""
         self._writable.stop()
 
-    def _decide(self) -> None:
+    def _decide(self, told: Told) -> None:
         self.decided = True
-        if self._told is not None:
-            self._told(self)
+        told(self)
 
     def stream(self) -> Stream:
         """Return what has connected."""
         self._forget()
-        return Stream(self.socket, self._ends)
+        return Stream(self.socket, self._own)
 
     def abandon(self) -> None:
         """Give it up."""

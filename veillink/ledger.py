@@ -19,8 +19,8 @@ PLACES: Final = 6
 _DURATION_BOUNDS: Final = (0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0, 3600.0, 36000.0)
 
 
-# A TCP connection to a target: its own host and port, the target's port and host. Or the path of a UNIX socket.
-Leg = tuple[str, int, int, str] | str
+# A TCP connection to a target: its own host and port. Or the path of a UNIX socket.
+Leg = tuple[str, int] | str
 
 
 class Flow:
@@ -203,7 +203,9 @@ class Ledger:
         """Move a connection from the live ones to the totals, at ``now`` (monotonic seconds)."""
         del self.live[entry.number]
         if entry.leg is not None:
-            self._forget_leg(entry, entry.leg)
+            legs: dict[Any, Entry] = self.unix_legs if isinstance(entry.leg, str) else self.legs
+            if legs.get(entry.leg) is entry:  # else another one has its port since, or leads to the same path
+                del legs[entry.leg]
         totals = self.totals[entry.rule]
         totals.live -= 1
         totals.connections += 1
@@ -219,21 +221,12 @@ class Ledger:
     def add_leg(self, entry: Entry, leg: Leg) -> None:
         """Know a connection's leg to its target until it is closed.
 
-        ``legs`` finds it by what a listener sees of it without a system call: where it comes from, and the listener's
-        port. ``unix_legs`` finds the last one to a path.
+        ``legs`` finds it by what a listener sees of it without a system call: where it comes from. ``unix_legs`` finds
+        the last one to a path.
         """
         entry.leg = leg
-        if isinstance(leg, str):
-            self.unix_legs[leg] = entry
-        else:
-            self.legs[leg[:3]] = entry
-
-    def _forget_leg(self, entry: Entry, leg: Leg) -> None:
-        if isinstance(leg, str):
-            if self.unix_legs.get(leg) is entry:
-                del self.unix_legs[leg]
-        elif self.legs.get(leg[:3]) is entry:
-            del self.legs[leg[:3]]
+        legs: dict[Any, Entry] = self.unix_legs if isinstance(leg, str) else self.legs
+        legs[leg] = entry
 
     def moved(self) -> tuple[int, int]:
         """Return the bytes moved so far, from clients and to them."""

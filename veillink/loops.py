@@ -14,17 +14,16 @@ from pathlib import Path
 from sys import intern
 
 from .ledger import Entry, Ledger
-from .model import End, Ended
+from .model import Address, End, Ended
 from .net import plain_host
 from .stream import Stream
 
 
 def add_leg(target: Stream, entry: Entry, ledger: Ledger) -> None:
-    """Remember how a connection to its target looks to a listener. Thousands have the same hosts: kept once."""
-    if target.ends is not None:
-        own, peer = target.ends
-        target.ends = None  # 400 bytes
-        ledger.add_leg(entry, (intern(plain_host(own[0])), own[1], peer[1], intern(plain_host(peer[0]))))
+    """Remember how a connection to its target looks to a listener. Thousands have the same host: kept once."""
+    if target.own is not None:
+        ledger.add_leg(entry, (intern(plain_host(target.own[0])), target.own[1]))
+        target.own = None  # 200 bytes
     elif entry.target is not None and entry.target.is_unix:
         ledger.add_leg(entry, entry.target.path)
 
@@ -35,9 +34,9 @@ def refuse_loop(client: Stream, entry: Entry, ledger: Ledger) -> None:
     Raises:
         Ended: it has come through this listener before.
     """
-    last = ledger.legs.get((entry.client.host, entry.client.port, entry.listen.port))
+    last = ledger.legs.get(entry.client)
     if last is not None:
-        last = _checked(last, client)
+        last = last if _has_come_to(client, last.target) else None
     elif ledger.unix_legs and entry.listen.is_unix:
         last = _unix_parent(client, entry, ledger)
     if last is not None:
@@ -46,13 +45,16 @@ def refuse_loop(client: Stream, entry: Entry, ledger: Ledger) -> None:
             raise Ended(End.LOOP, " -> ".join(map(str, (*entry.passed, entry.listen))))
 
 
-def _checked(found: Entry, client: Stream) -> Entry | None:
-    """Return the connection that looks as if this client were its leg, if it is.
+def _has_come_to(client: Stream, target: Address | None) -> bool:
+    """Return whether it is there that a client has come to, whose address one of our own connections has.
 
-    One port of a host may be in use towards several others: only where that looks so the kernel is asked to which
-    address this client has come.
+    One port of a host may be in use towards several others, and not by us alone.
     """
-    return found if isinstance(found.leg, tuple) and client.own_address().host == found.leg[3] else None
+    here = client.own_address()
+    if target is None or here.port != target.port:
+        return False
+    host = plain_host(target.host)
+    return host in ("0.0.0.0", "::") or host.partition("%")[0] == here.host.partition("%")[0]
 
 
 def _unix_parent(client: Stream, entry: Entry, ledger: Ledger) -> Entry | None:

@@ -334,10 +334,6 @@ def adopt(fd: int, family: int) -> _socket.socket:
     return sock
 
 
-Ends = tuple[Any, Any]
-"""A connection's socket addresses, our own and the peer's."""
-
-
 def start_connect(family: int, where: Any) -> _socket.socket:
     """Begin to connect and return the socket, which becomes writable when it is decided.
 
@@ -358,8 +354,10 @@ def start_connect(family: int, where: Any) -> _socket.socket:
     return sock
 
 
-def connected_ends(sock: _socket.socket) -> Ends | None:
-    """Return both ends if a connect that was started has succeeded, else ``None``; on loopback it often has at once.
+def connected_from(sock: _socket.socket) -> Any:
+    """Return our own socket address if a connect that was started has succeeded, else ``None``.
+
+    On loopback it often has at once.
 
     A connect to a free port of this host's own ephemeral range can meet itself half-way and be "connected" to nobody
     (about once in 400): that is a refused connect.
@@ -377,4 +375,4 @@ def connected_ends(sock: _socket.socket) -> Ends | None:
     own = sock.getsockname()
     if own == peer:
         raise ConnectionRefusedError(errno.ECONNREFUSED, "connected to itself")
-    return own, peer
+    return own

@@ -187,9 +187,13 @@ def _part(client: Stream, target: Stream | None, entry: Entry, end: End) -> None
     if target is None:
         client.abort()
         return
+    if end is End.CLOSED:
+        client.close()
+        target.close()
+        return
     arrived = end in _SILENCE and _all_arrived(client, target)
     for stream, flow in ((client, entry.outbound), (target, entry.inbound)):
-        if end is End.CLOSED or (arrived and flow.done):
+        if arrived and flow.done:
             stream.close()
         else:
             stream.abort()

@@ -19,7 +19,7 @@ from typing import Any, Final
 from gevent.hub import get_hub, getcurrent
 
 from .model import Address
-from .net import Ends, readable, set_keepalive
+from .net import readable, set_keepalive
 from .pipes import PIPE_SIZE, Pipe
 
 _READ: Final = 1
@@ -46,13 +46,13 @@ class Stream:
 
     Args:
         sock: connected and non-blocking; the stream owns it from now on.
-        ends: its socket addresses, where we have connected it.
+        own: its socket address, where we have connected it.
     """
 
-    __slots__ = ("_fd", "_held", "_read_dry", "_reader", "_reading", "_socket", "_watched", "_writer", "broken", "ends")
+    __slots__ = ("_fd", "_held", "_read_dry", "_reader", "_reading", "_socket", "_watched", "_writer", "broken", "own")
 
-    def __init__(self, sock: _socket.socket, ends: Ends | None = None) -> None:
-        self.ends = ends
+    def __init__(self, sock: _socket.socket, own: Any = None) -> None:
+        self.own = own
         self._socket = sock
         self._fd = sock.fileno()
         self._reader: Any = get_hub().loop.io(self._fd, _READ)
