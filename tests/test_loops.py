@@ -156,7 +156,7 @@ def test_a_client_with_the_port_of_a_connection_of_ours_to_another_host_is_someb
     (entry,) = eventually(lambda: [entry for entry in ring.ledger.live.values() if entry.leg])
     with socket.socket() as client:
         client.bind((HOST, 0))
-        ring.ledger.add_leg(entry, client.getsockname())
+        ring.ledger.legs[client.getsockname()] = entry
         entry.target = Address(leads_to, listener[1].port)
         client.connect((HOST, listener[1].port))
         if is_ours:

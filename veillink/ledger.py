@@ -94,7 +94,7 @@ class Entry:
         self.connected: float | None = None
         self.tried: tuple[str, ...] = ()
         self.leg: Leg | None = None
-        """Its connection to the target."""
+        """Its connection to the target, as the ledger's ``legs`` or ``unix_legs`` have it."""
         self.passed: tuple[Address, ...] = ()
         """Our own listeners that its bytes have come through before this one."""
         self.inbound = Flow()
@@ -162,14 +162,17 @@ class Ledger:
 
     Args:
         before: the number before that of the first connection.
+
+    ``legs``: live connections by what a listener sees of their legs without a system call: where they come from.
+    ``unix_legs``: the last one to each path.
     """
 
     def __init__(self, before: int = 0) -> None:
         self._before = before
         self.live: dict[int, Entry] = {}
         self.totals: defaultdict[str, Totals] = defaultdict(Totals)
-        self.legs: dict[object, Entry] = {}
-        self.unix_legs: dict[str, Entry] = {}
+        self.legs: dict[Leg, Entry] = {}
+        self.unix_legs: dict[Leg, Entry] = {}
         self.opened = 0
         self._rules: Container[str] | None = None
         self._gone = Totals()
@@ -202,10 +205,12 @@ class Ledger:
     def close(self, entry: Entry, end: End, now: float) -> None:
         """Move a connection from the live ones to the totals, at ``now`` (monotonic seconds)."""
         del self.live[entry.number]
-        if entry.leg is not None:
-            legs: dict[Any, Entry] = self.unix_legs if isinstance(entry.leg, str) else self.legs
-            if legs.get(entry.leg) is entry:  # else another one has its port since, or leads to the same path
-                del legs[entry.leg]
+        leg = entry.leg
+        if leg is not None:  # another one may have its port since, or lead to the same path
+            if self.legs.get(leg) is entry:
+                del self.legs[leg]
+            elif self.unix_legs.get(leg) is entry:
+                del self.unix_legs[leg]
         totals = self.totals[entry.rule]
         totals.live -= 1
         totals.connections += 1
@@ -217,16 +222,6 @@ class Ledger:
             totals.connect_seconds.add(entry.connected - entry.opened)
         if not totals.live and self._rules is not None and entry.rule not in self._rules:
             self._drop(entry.rule)
-
-    def add_leg(self, entry: Entry, leg: Leg) -> None:
-        """Know a connection's leg to its target until it is closed.
-
-        ``legs`` finds it by what a listener sees of it without a system call: where it comes from. ``unix_legs`` finds
-        the last one to a path.
-        """
-        entry.leg = leg
-        legs: dict[Any, Entry] = self.unix_legs if isinstance(leg, str) else self.legs
-        legs[leg] = entry
 
     def moved(self) -> tuple[int, int]:
         """Return the bytes moved so far, from clients and to them."""

@@ -21,11 +21,14 @@ from .stream import Stream
 
 def add_leg(target: Stream, entry: Entry, ledger: Ledger) -> None:
     """Remember how a connection to its target looks to a listener. Thousands have the same host: kept once."""
-    if target.own is not None:
-        ledger.add_leg(entry, (intern(plain_host(target.own[0])), target.own[1]))
+    own = target.own
+    if own is not None:
         target.own = None  # 200 bytes
+        entry.leg = leg = intern(plain_host(own[0])), own[1]
+        ledger.legs[leg] = entry
     elif entry.target is not None and entry.target.is_unix:
-        ledger.add_leg(entry, entry.target.path)
+        entry.leg = path = entry.target.path
+        ledger.unix_legs[path] = entry
 
 
 def refuse_loop(client: Stream, entry: Entry, ledger: Ledger) -> None:
@@ -62,6 +65,6 @@ def _unix_parent(client: Stream, entry: Entry, ledger: Ledger) -> Entry | None:
     if client.peer_process() == os.getpid():
         for path, found in ledger.unix_legs.items():
             with contextlib.suppress(OSError):
-                if Path(path).samefile(entry.listen.path):
+                if Path(str(path)).samefile(entry.listen.path):
                     return found
     return None
