@@ -42,6 +42,17 @@ class Outcome:
     seconds: float
 
 
+class Within(contextlib.nullcontext[None]):
+    """Lets a connect wait until then (monotonic seconds)."""
+
+    def __init__(self, until: float) -> None:
+        super().__init__()
+        self._until = until
+
+    def until(self) -> float:
+        return self._until
+
+
 RunRace = Callable[..., Outcome]
 Connect = Callable[..., Outcome]
 
@@ -100,7 +111,7 @@ def connect(book: Names) -> Connect:
         rule = Rule("web", Address("", 80), offset + 1, targets)
         pool = Pool(rule, lambda: 0.5)
         route = Route(pool, book, Places(16), lambda member, reason: None, lambda member: None, retry_interval)
-        return outcome(lambda until, tried: upstream.connect(route, offset, HOST, lambda: until, tried)[:2], seconds)
+        return outcome(lambda until, tried: upstream.connect(route, offset, HOST, Within(until), tried)[:2], seconds)
 
     return _connect
 
@@ -355,7 +366,7 @@ class Rows:
     def connect(self, seconds: float) -> Address:
         """Return where a client got."""
         tried, until = list[str](), time.monotonic() + seconds
-        stream, address, member = upstream.connect(self.route, 0, HOST, lambda: until, tried)
+        stream, address, member = upstream.connect(self.route, 0, HOST, Within(until), tried)
         stream.close()
         member.leave()
         return address
@@ -493,7 +504,7 @@ def test_when_all_have_refused_they_are_tried_again_until_one_is_there(
     pool = Pool(Rule("web", Address("", 80), 1, targets, RuleOptions(max_fails=1)), lambda: 0.5)
     route = Route(pool, book, Places(16), lambda member, reason: None, lambda member: None, 0.01)
     tried: list[str] = []
-    attempt = gevent.spawn(upstream.connect, route, 0, HOST, lambda: FOREVER, tried)
+    attempt = gevent.spawn(upstream.connect, route, 0, HOST, Within(FOREVER), tried)
     gevent.sleep(0.1)  # for some tries: by now all are out, and asked all the same
     assert not attempt.ready()
     if returns == "unix":
@@ -557,7 +568,7 @@ def test_what_this_host_lacks_takes_no_target_out(
 ) -> None:
     way, tried = route(live, Address(f"unix:{tmp_path}/x", 0)), list[str]()
     with no_descriptor_left(), pytest.raises(Ended) as caught:
-        upstream.connect(way, 0, HOST, lambda: FOREVER, tried)
+        upstream.connect(way, 0, HOST, Within(FOREVER), tried)
     assert (caught.value.end, caught.value.detail) == (End.CONNECT_FAILED, "EMFILE")
     assert [entry.split()[-1] for entry in tried] == ["EMFILE", "EMFILE"]
     assert down == []
@@ -567,7 +578,7 @@ def test_a_lack_of_free_ports_takes_no_target_out(route: Callable[..., Route], d
     with Network() as network, network.inside(), socket.create_server((HOST, 0)) as listener:
         way = route(address_of(listener), Address("127.0.0.2", 1))
         with no_port_left(listener), pytest.raises(Ended) as caught:
-            upstream.connect(way, 0, HOST, lambda: FOREVER, [])
+            upstream.connect(way, 0, HOST, Within(FOREVER), [])
     assert caught.value.end is End.CONNECT_REFUSED  # at the other one, which is to blame
     assert down == ["ECONNREFUSED"]
 

@@ -112,21 +112,34 @@ def _close(entry: Entry, end: End, service: Service) -> None:
 
 
 class _Connecting:
-    """A client whose target is being connected: when it leaves, or is too old, the attempt is given up."""
+    """A client whose target has to be waited for: when it leaves, or is too old, the attempt is given up."""
 
-    __slots__ = ("_client", "_entry", "_lifetime", "_reset_watched")
+    __slots__ = ("_client", "_entry", "_lost", "_reset_watched", "_service")
 
-    def __init__(self, client: Stream, entry: Entry, max_lifetime: float) -> None:
+    def __init__(self, client: Stream, entry: Entry, service: Service) -> None:
         self._client = client
         self._entry = entry
-        self._lifetime = max_lifetime
+        self._service = service
+
+    def __enter__(self) -> None:
         self._reset_watched = False
+        self._lost = self._service.patience.lost
+        self._service.patience.watch(self)
+
+    def __exit__(self, *_: object) -> None:
+        self._service.patience.forget(self)
+
+    def until(self) -> float:
+        """Return when to give up: time that nobody lived through is given back."""
+        limit = self._service.rule.options.connect_timeout or float("inf")
+        return self._entry.opened + limit + self._service.patience.lost - self._lost
 
     def look(self, now: float) -> bool:
         if not self._reset_watched:
             self._reset_watched = True
             self._client.on_reset(self._left)
-        if self._lifetime and now - self._entry.opened >= self._lifetime:
+        lifetime = self._service.rule.options.max_lifetime
+        if lifetime and now - self._entry.opened >= lifetime:
             self._entry.interrupt(Ended(End.MAX_LIFETIME))
         return True  # the ticks go on, and with them the account of lost time
 
@@ -138,20 +151,11 @@ class _Connecting:
 def _connect(client: Stream, entry: Entry, offset: int, service: Service) -> tuple[Stream, Member]:
     if client.was_reset():  # as it waited in the kernel's queue: accept(2) does not tell
         raise Ended(End.CLIENT_LEFT)
-    options, patience = service.rule.options, service.patience
-    limit, lost = options.connect_timeout or float("inf"), patience.lost
-
-    def until() -> float:
-        """Return when to give up: time that nobody lived through is given back."""
-        return entry.opened + limit + patience.lost - lost
-
     tried: list[str] = []
-    waiting = _Connecting(client, entry, options.max_lifetime)
-    patience.watch(waiting)
+    waiting = _Connecting(client, entry, service)
     try:
-        stream, entry.target, member = connect(service.route, offset, entry.client.host, until, tried)
+        stream, entry.target, member = connect(service.route, offset, entry.client.host, waiting, tried)
     finally:
-        patience.forget(waiting)
         entry.tried = tuple(tried)
     entry.connected = time.monotonic()
     entry.member = member

@@ -6,7 +6,7 @@ Rule: next address, next target beside those that are late, and one time limit f
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import gevent
 
@@ -74,8 +74,19 @@ class Route:
             self.turned(member, reason)
 
 
+class Waiting(Protocol):
+    """What watches over a connect, entered for as long as it has to wait."""
+
+    def until(self) -> float:
+        """Return the monotonic seconds at which to give up, which may move."""
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
 def connect(
-    route: Route, offset: int, client: str, until: Callable[[], float], tried: list[str]
+    route: Route, offset: int, client: str, waiting: Waiting, tried: list[str]
 ) -> tuple[Stream, Address, Member]:
     """Return a stream to one of the targets, the numeric address it is connected to, and the target.
 
@@ -83,27 +94,13 @@ def connect(
         route: the targets and how to reach them.
         offset: of the listener in its rule's range of ports.
         client: the host that the client comes from.
-        until: returns the monotonic seconds at which to give up, which may move. A target gets an equal share of what
-            is left, at least a second; then the next is tried beside it.
+        waiting: says when to give up. A target gets an equal share of what is left, at least a second; then the next is
+            tried beside it.
         tried: gets ``address errno`` of each failed try; what comes again and again, once.
 
     Raises:
         Ended: with the reason of the last failure.
     """
-    while True:
-        try:
-            return _connect_once(route, offset, client, until, tried)
-        except Ended as why:
-            again = route.retry_interval and why.end in CONNECT_FAILURES and why.end is not End.NO_TARGET
-            if not again or time.monotonic() + route.retry_interval >= until():
-                raise
-        gevent.sleep(route.retry_interval)
-
-
-def _connect_once(
-    route: Route, offset: int, client: str, until: Callable[[], float], tried: list[str]
-) -> tuple[Stream, Address, Member]:
-    """Try each target once; see ``connect``."""
     now = time.monotonic()
     member = route.pool.choose(offset, client, now, ())
     attempt: Attempt | None = None
@@ -112,16 +109,21 @@ def _connect_once(
         if attempt.begin():  # as nearly always on this host, and this is all there is to it
             member.connected = now
             return attempt.stream(), member.address, member
-    tries = _Tries(route, until, tried)
-    if member is not None:
-        tries.add(member, now, attempt)
-    try:
-        while (found := tries.go_on(offset, client)) is None:
-            pass
-        return found
-    finally:
-        tries.close()
-        tried[:] = dict.fromkeys(tried)
+    with waiting:
+        tries = _Tries(route, waiting.until, tried)
+        if member is not None:
+            tries.add(member, now, attempt)
+        while True:
+            try:
+                return tries.run(offset, client)
+            except Ended as why:
+                again = route.retry_interval and why.end in CONNECT_FAILURES and why.end is not End.NO_TARGET
+                if not again or time.monotonic() + route.retry_interval >= waiting.until():
+                    raise
+            finally:
+                tried[:] = dict.fromkeys(tried)
+            gevent.sleep(route.retry_interval)
+            tries = _Tries(route, waiting.until, tried)
 
 
 class _Tries:
@@ -142,7 +144,16 @@ class _Tries:
         self._chosen: list[Member] = []
         self._under_way: dict[Try, Member] = {}
         self._late: dict[Try, float] = {}  # since when
-        self._next_at = _NEVER
+        self._next_at = 0.0
+
+    def run(self, offset: int, client: str) -> tuple[Stream, Address, Member]:
+        """Try each target once; see ``connect``."""
+        try:
+            while (found := self._go_on(offset, client)) is None:
+                pass
+            return found
+        finally:
+            self._close()
 
     def add(self, member: Member, now: float, begun: Attempt | None = None) -> None:
         """Try this target, the next one at the end of its share of the time."""
@@ -151,7 +162,7 @@ class _Tries:
         self._chosen.append(member)
         self._under_way[_begin(self._route, member.address, self._claim, self._tried, begun)] = member
 
-    def go_on(self, offset: int, client: str) -> tuple[Stream, Address, Member] | None:
+    def _go_on(self, offset: int, client: str) -> tuple[Stream, Address, Member] | None:
         """Begin the next try if it is its turn, and wait until one is decided or late; return what has connected.
 
         Raises:
@@ -181,7 +192,7 @@ class _Tries:
             self._hurry(now)
         return None
 
-    def close(self) -> None:
+    def _close(self) -> None:
         """Abandon what is still under way."""
         for each, member in self._under_way.items():
             each.close()
