@@ -51,8 +51,9 @@ def crowd(request: pytest.FixtureRequest, hub: None) -> Iterator[Crowd]:
     crowd = Crowd(Turns(request.param))
     yield crowd
     crowd.leave.set()
-    eventually(lambda: crowd.turns._free == request.param)
-    assert not crowd.turns._held
+    eventually(lambda: not crowd.turns._places.held)
+    assert crowd.turns._places._free == request.param
+    assert not crowd.turns._places._held
     assert not crowd.turns._waiting
 
 
@@ -80,7 +81,7 @@ def test_who_gives_up_while_waiting_takes_no_place(crowd: Crowd) -> None:
         crowd.join("b")
         one.kill()
         other.kill(block=False)
-    assert crowd.turns._held["a"] == 1, "it was given the place before it knew that it has to go"
+    assert crowd.turns._places._held["a"] == 1, "it was given the place before it knew that it has to go"
     eventually(lambda: crowd.entered)
     assert crowd.entered == ["b"]
 

@@ -1,18 +1,22 @@
-"""Share the descriptors for connects side by side among all connections.
+"""Share a number of places by rule, so that no rule leaves nothing to the next.
 
-Rule: the first connect of each has one of its own; for the others no rule leaves nothing to the next.
+Rule: who holds none finds one while any is free; who holds some gets more only while they are few beside what is free.
+(Choudhury and Hahne 1998, Dynamic Queue Length Thresholds.)
 """
 
 
 class Places:
-    """The descriptors for connects beside the first of each connection, which all rules share.
+    """A number of places for which the parties, the rules, compete.
 
     Args:
         most: how many there are.
+        spread: a party that holds some gets one more while it has fewer than a part of what is free, one in so many.
+            With 1 a party alone has half of all; with 4 a fifth, and dozens get one each.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, spread: int = 4) -> None:
         self._free = most
+        self._spread = spread
         self._held: dict[object, int] = {}
 
     @property
@@ -21,12 +25,9 @@ class Places:
         return sum(self._held.values())
 
     def take(self, party: object) -> bool:
-        """Take one, if there is one for this party: the first of its own, or up to a quarter of what is free.
-
-        So dozens of rules get one each, however many clients of some others wait for silent targets.
-        """
+        """Take one, if there is one for this party."""
         held = self._held.get(party, 0)
-        if self._free <= 0 or (held and held >= self._free // 4):
+        if self._free <= 0 or (held and held >= self._free // self._spread):
             return False
         self._free -= 1
         self._held[party] = held + 1

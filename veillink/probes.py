@@ -4,7 +4,7 @@ Rule: one rule's targets never delay another rule's probes.
 """
 
 import time
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
@@ -14,6 +14,7 @@ from gevent.event import Event
 
 from .model import Address, Ended, RuleOptions
 from .net import error_name
+from .places import Places
 from .pool import Member
 from .stream import Stream
 from .upstream import Route, dial
@@ -26,18 +27,14 @@ _BANNER: Final = 4096  # is read, because closing with unread bytes would send a
 
 
 class Turns:
-    """How many probes may run at a time, shared by rules.
-
-    A rule gets a place while it holds fewer than are free: alone it has half of them, and a rule that holds none finds
-    one (Choudhury and Hahne 1998, Dynamic Queue Length Thresholds). Those who wait take turns, rule by rule.
+    """Who may probe now: places that rules share and wait for, taking turns rule by rule.
 
     Args:
-        free: how many.
+        most: how many probes may run at a time.
     """
 
-    def __init__(self, free: int) -> None:
-        self._free = free
-        self._held: Counter[object] = Counter()
+    def __init__(self, most: int) -> None:
+        self._places = Places(most, spread=1)
         self._waiting: OrderedDict[object, deque[Event]] = OrderedDict()  # the rule whose turn is next comes first
 
     @contextmanager
@@ -54,27 +51,22 @@ class Turns:
 
     def _share_out(self) -> None:
         # Few are passed over: only rules that hold places have to wait while some are free.
-        while rule := next((each for each in self._waiting if self._held[each] < self._free), None):
+        while rule := next(filter(self._places.take, self._waiting), None):
             self._waiting[rule].popleft().set()
             self._waiting.move_to_end(rule)
-            self._held[rule] += 1
-            self._free -= 1
             self._forget(rule)
 
     def _leave(self, rule: object, mine: Event) -> None:
         if mine.is_set():
-            self._held[rule] -= 1
-            self._free += 1
+            self._places.give_back(rule)
         else:
             self._waiting[rule].remove(mine)
-        self._forget(rule)
+            self._forget(rule)
         self._share_out()
 
     def _forget(self, rule: object) -> None:
-        """Keep nothing of a rule that has and wants nothing."""
-        if not self._held[rule]:
-            del self._held[rule]
-        if rule in self._waiting and not self._waiting[rule]:
+        """Keep nothing of a rule that waits for nothing."""
+        if not self._waiting[rule]:
             del self._waiting[rule]
 
 
