@@ -319,7 +319,7 @@ def test_a_target_that_stays_dead_is_tried_once_in_a_fail_timeout_and_reported_o
     def tried() -> list[float]:
         assert answer(veillink) == b"served"
         lines = [line for line in veillink.access(0) if line["tried"]]
-        return [datetime.fromisoformat(line["time"]).timestamp() for line in lines]
+        return [datetime.fromisoformat(line["time"]).timestamp() - line["duration_ms"] / 1000 for line in lines]
 
     times = eventually(lambda: (found := tried())[4:] and found, what="two failures and three trials")
     assert len(times) == 5
