@@ -151,7 +151,7 @@ class Slot:
         """How far it is, or was when this was closed."""
         if self._fd >= 0:
             phase, reads = _STATE.unpack(os.pread(self._fd, _STATE.size, _BEAT.size))
-            self._last = State(phase.rstrip(b"\0").decode(), reads)
+            return State(phase.rstrip(b"\0").decode(), reads)
         return self._last
 
     def fileno(self) -> int:
@@ -160,7 +160,8 @@ class Slot:
 
     def close(self) -> None:
         """Let go of it; the last state is kept."""
-        if self.state and self._fd >= 0:
+        if self._fd >= 0:
+            self._last = self.state
             with contextlib.suppress(OSError):
                 os.close(self._fd)
             self._fd = -1

@@ -188,7 +188,13 @@ class _Master(Arbiter):
             timeout = _LOOK
         elif self._manager.watchdog:
             timeout = min(1.0, self._manager.watchdog / 3)
-        return super().wait_for_signals(timeout)
+        came = super().wait_for_signals(timeout)
+        for number, each in enumerate(came, 1):
+            if each in _STOPS:  # the loop ends with it, and would drop those behind it: the second one cuts
+                for later in came[number:]:
+                    self.SIG_QUEUE.put(later)
+                return came[:number]
+        return came
 
     def _look_after(self) -> None:
         self._journal.flush()

@@ -8,7 +8,6 @@ format: 3,000 rules are written in 2.5 ms, as JSON in 20 ms.
 import contextlib
 import marshal
 import os
-import secrets
 import tempfile
 import time
 from collections.abc import Sequence
@@ -39,7 +38,7 @@ class Scoreboard:
     """
 
     def __init__(self, homes: Sequence[Path], control: Control) -> None:
-        name = f"{_NAME}{secrets.token_hex(8)}"
+        name = f"{_NAME}{os.urandom(8).hex()}"
         self.control = control
         self._folders = [Folder(home / name) for home in homes]
         self._buried = b""

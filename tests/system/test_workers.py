@@ -431,6 +431,18 @@ def test_a_second_signal_cuts_what_still_drains(second: signal.Signals, fleet: F
     assert {line["end"] for line in veillink.access(20)} == {"drained"}
 
 
+def test_two_signals_at_once_are_two(fleet: Flock, backend: Serve) -> None:
+    flock = fleet(f"{HOST}:{{port}},{HOST},{backend(echo).port}\n")
+    veillink = flock.veillink
+    with clients(veillink, 20) as socks:
+        for number in (signal.SIGSTOP, signal.SIGTERM, signal.SIGINT, signal.SIGCONT):
+            veillink.send(number)
+        for sock in socks:
+            with pytest.raises(ConnectionResetError):
+                read_to_eof(sock)
+        assert veillink.child.wait(5) == 1
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_that_all_of_them_get_lets_them_drain_all_the_same(
     number: signal.Signals, fleet: Flock, backend: Serve
