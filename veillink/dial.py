@@ -296,8 +296,8 @@ class Race:
     def _ask(self, name: Name, now: float) -> None:
         """Ask the name server where it may know better, or take its answer as final.
 
-        Where all known addresses have failed, its answer is final if it is newer than this try, or the name server is in
-        trouble: a service that restarts behind a name is refused nearly as quickly as one behind an address.
+        Where all known addresses have failed, its answer is final if it is newer than this try, or the name server is
+        in trouble: a service that restarts behind a name is refused nearly as quickly as one behind an address.
         """
         if self._attempts or self._waiting:
             if now >= self._ask_at:

@@ -20,7 +20,8 @@ from .tasks import unhurried
 
 # A name that was just not found is not asked for again for each client that comes.
 _RETRY: Final = 1.0
-# One that was answered, or is in trouble, may be sooner: a client waits. Each failure in a row doubles it, up to the above.
+# One that was answered, or is in trouble, may be sooner: a client waits. Each failure in a row doubles it, up to the
+# above.
 _FIRST_PAUSE: Final = 0.25
 # The longest pause after a look-up that hung: each takes a thread for 10 to 30 s.
 _LONGEST_PAUSE: Final = 16.0

@@ -954,11 +954,11 @@ def test_readiness_is_that_of_all(fleet: Flock, window: Window) -> None:
 def test_the_manager_hears_of_them_from_the_master(fleet: Flock, backend: Serve, manager: Manager) -> None:
     flock = fleet(f"{HOST}:{{port}},{HOST},{backend(echo).port}\n", "--drain-timeout=5s", env=manager.env)
     assert manager.told() == {"READY": "1", "STATUS": "2 workers"}
-    assert len(flock.veillink.logged("^ready$")) == 2
+    flock.veillink.wait_for_line('"message": "ready"', count=2)
     flock.veillink.send(signal.SIGHUP)
     assert "RELOADING" in manager.told()
     assert manager.told()["READY"] == "1"
-    assert flock.veillink.logged("^reloaded$")
+    flock.veillink.wait_for_line('"message": "reloaded"')
     flock.veillink.send(signal.SIGUSR2)
     new = successor(flock.veillink)
     with ended(new):
