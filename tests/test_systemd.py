@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from veillink.systemd import Manager, pid_obstacle, remove_pid, write_pid
+from veillink.systemd import ServiceNotifier, pid_obstacle, remove_pid, write_pid
 
 from .forked import forked
 from .system import manager
@@ -26,13 +26,13 @@ def listening(tmp_path: Path) -> Iterator[manager.Manager]:
 
 
 @pytest.fixture
-def manage() -> Iterator[Callable[[dict[str, str]], Manager]]:
+def manage() -> Iterator[Callable[[dict[str, str]], ServiceNotifier]]:
     """Find a service manager as these variables tell."""
     with ExitStack() as stack:
-        yield lambda environ: stack.enter_context(closing(Manager(environ)))
+        yield lambda environ: stack.enter_context(closing(ServiceNotifier(environ)))
 
 
-Manage = Callable[[dict[str, str]], Manager]
+Manage = Callable[[dict[str, str]], ServiceNotifier]
 
 
 def test_a_sign_of_life_needs_no_free_descriptor(listening: manager.Manager, manage: Manage) -> None:

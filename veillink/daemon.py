@@ -32,7 +32,7 @@ from .rows import Notice, Problem
 from .rules_watch import RulesWatch
 from .scoreboard import Seat
 from .server import Server
-from .systemd import Manager, inherited, pid_obstacle, remove_pid, write_pid
+from .systemd import ServiceNotifier, inherited, pid_obstacle, remove_pid, write_pid
 from .tasks import unhurried
 from .window import AdminWindow
 
@@ -60,7 +60,7 @@ def run(settings: Settings, log: Log) -> int:
         The exit code: 0 stopped and drained, 1 nothing could be started or the drain was cut short.
     """
     inbox = Inbox(SIGNALS)
-    process = _Process(settings, log, Manager(os.environ), inherited(os.environ))
+    process = _Process(settings, log, ServiceNotifier(os.environ), inherited(os.environ))
     if os.getpid() == 1:
         reap_orphans()
     return 0 if process.live(inbox, (STOP,)) is Outcome.DRAINED else 1
@@ -83,7 +83,7 @@ def work(
         claims: where the others listen, if that has to be known.
     """
     inbox = Inbox(WORKER_SIGNALS)
-    process = _Process(replace(settings, pidfile=""), log, Manager({}), listening, seat, claims)
+    process = _Process(replace(settings, pidfile=""), log, ServiceNotifier({}), listening, seat, claims)
     return process.live(inbox, (CUT,))
 
 
@@ -93,7 +93,7 @@ class _Process:
     Args:
         settings: what the command line asks for.
         log: of the process.
-        manager: is told what it does.
+        notifier: tells the service manager what it does.
         listening: sockets that were handed over to it.
         seat: among the others, or ``None`` when it is alone.
         claims: where the others listen.
@@ -103,14 +103,14 @@ class _Process:
         self,
         settings: Settings,
         log: Log,
-        manager: Manager,
+        notifier: ServiceNotifier,
         listening: Mapping[Address, socket.socket],
         seat: Seat | None = None,
         claims: Claims | None = None,
     ) -> None:
         self._settings = settings
         self._log = log
-        self._manager = manager
+        self._notifier = notifier
         self._descriptors = Descriptors(
             raise_fd_limit(),
             splice=settings.relay != "copy",
@@ -194,8 +194,8 @@ class _Process:
             return self._give_up(obstacle)
         self._announce()
         self._member.enter("running")
-        self._manager.ready(self._summary())
-        if self._manager.watchdog:
+        self._notifier.ready(self._summary())
+        if self._notifier.watchdog:
             gevent.spawn(self._stay_alive)
         gc.freeze()
         gc.set_threshold(*_COLLECT)
@@ -231,7 +231,7 @@ class _Process:
             self._window.close()
         self._member.resign()
         self._server.stop_accepting()
-        self._manager.stopping(f"draining {gate.taken} connections", timeout + LONGEST_CUT)
+        self._notifier.stopping(f"draining {gate.taken} connections", timeout + LONGEST_CUT)
         log.info("stopping", connections=gate.taken, drain_timeout=timeout)
         for _ in lived(timeout):
             if not gate.taken or inbox.take(_DRAIN_LOOK) in hurry:
@@ -260,7 +260,7 @@ class _Process:
     def close(self) -> None:
         """Close the window, which has been open to the end, and take our number away."""
         self._file.close()
-        self._manager.close()
+        self._notifier.close()
         self._window.close()
         remove_pid(self._settings.pidfile)
 
@@ -310,14 +310,14 @@ class _Process:
 
     def _reload(self) -> None:
         """Apply the file as it was read, and say that it was done or why not; whatever fails is tried again."""
-        self._manager.reloading()
+        self._notifier.reloading()
         try:
             refused = self._apply()
         except Exception as error:  # what runs goes on
             self._log.error("unforeseen error", traceback=traceback.format_exc())
             refused = self._refuse(f"{type(error).__name__}: {error}", ())
             self._file.ask_again()
-        self._manager.ready(self._summary() + (f"; the last reload was refused: {refused}" if refused else ""))
+        self._notifier.ready(self._summary() + (f"; the last reload was refused: {refused}" if refused else ""))
 
     def _apply(self) -> str:
         """Apply the file; with any problem in it, what runs goes on: a typo never takes a rule away. Return why not."""
@@ -342,5 +342,5 @@ class _Process:
 
     def _stay_alive(self) -> None:
         while True:
-            self._manager.alive()
-            gevent.sleep(self._manager.watchdog / 3)
+            self._notifier.alive()
+            gevent.sleep(self._notifier.watchdog / 3)

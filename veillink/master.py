@@ -29,7 +29,7 @@ from .net import is_shared, raise_fd_limit
 from .patience import lived
 from .rules_file import read_rules
 from .scoreboard import Scoreboard
-from .systemd import Manager, inherited, pid_obstacle, remove_pid, write_pid
+from .systemd import ServiceNotifier, inherited, pid_obstacle, remove_pid, write_pid
 from .workers import (
     Forwarder,
     Worker,
@@ -59,7 +59,7 @@ def run_workers(settings: Settings) -> int:
     if settings.admin is not None:
         from . import admin  # noqa: F401 - once for all workers
     own, journal = os.getpid(), Journal(settings)
-    manager, listening = Manager(os.environ), inherited(os.environ)
+    notifier, listening = ServiceNotifier(os.environ), inherited(os.environ)
     raise_fd_limit()
     _take_name(os.environ.get("GUNICORN_PID", "self"))
     for number in _STOPS:  # until the arbiter heeds them
@@ -81,7 +81,7 @@ def run_workers(settings: Settings) -> int:
             os.environ.pop(name, None)  # gunicorn would say READY before any worker is
         gc.collect()
         gc.freeze()  # what workers never free they share with the master
-        _Master(fleet, settings, board, journal, manager, listening).run()
+        _Master(fleet, settings, board, journal, notifier, listening).run()
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 1
     finally:
@@ -157,14 +157,14 @@ class _Master(Arbiter):
         settings: Settings,
         board: Scoreboard,
         journal: Journal,
-        manager: Manager,
+        notifier: ServiceNotifier,
         listening: Mapping[Address, socket.socket],
     ) -> None:
         self.veillink_board = board
         self.listening = listening
         self._settings = settings
         self._journal = journal
-        self._manager = manager
+        self._notifier = notifier
         self._ready = False
         self._reading: dict[int, int] = {}
         self._reading_until = 0.0
@@ -186,8 +186,8 @@ class _Master(Arbiter):
         self._look_after()
         if self._reading or not self._ready:
             timeout = _LOOK
-        elif self._manager.watchdog:
-            timeout = min(1.0, self._manager.watchdog / 3)
+        elif self._notifier.watchdog:
+            timeout = min(1.0, self._notifier.watchdog / 3)
         came = super().wait_for_signals(timeout)
         for number, each in enumerate(came, 1):
             if each in _STOPS:  # the loop ends with it, and would drop those behind it: the second one cuts
@@ -198,8 +198,8 @@ class _Master(Arbiter):
 
     def _look_after(self) -> None:
         self._journal.flush()
-        if self._manager.watchdog:
-            self._manager.alive()
+        if self._notifier.watchdog:
+            self._notifier.alive()
         self.veillink_board.keep()
         if self._ready and not self._reading:
             return
@@ -211,14 +211,14 @@ class _Master(Arbiter):
             unread = [age for age, reads in self._reading.items() if age in running and running[age] <= reads]
             if not unread or time.monotonic() > self._reading_until:
                 self._reading = {}
-                self._manager.ready(self._summary())
+                self._notifier.ready(self._summary())
 
     def _announce(self) -> None:
         obstacle = write_pid(self._settings.pidfile, instead_of=self.master_pid)
         if obstacle:
             self._journal.say("error", obstacle)
         self._journal.say("info", f"VeilLink {__version__} is ready", pid=os.getpid(), workers=self.num_workers)
-        self._manager.ready(self._summary())
+        self._notifier.ready(self._summary())
         if self.master_pid and self.master_pid == os.getppid():
             os.kill(self.master_pid, _SERVES)
 
@@ -273,12 +273,12 @@ class _Master(Arbiter):
         if not self._ready:  # nothing is to be told before that; who starts later reads them as they are then
             self.kill_workers(signal.SIGHUP)
             return
-        self._manager.reloading()
+        self._notifier.reloading()
         self._reading = self._running()
         self._reading_until = time.monotonic() + _RELOAD_TIME
         self.kill_workers(signal.SIGHUP)
         if not self._reading:  # all of them are just being replaced
-            self._manager.ready(self._summary())
+            self._notifier.ready(self._summary())
 
     # --- a new program ---
 
@@ -321,7 +321,7 @@ class _Master(Arbiter):
         before = self.master_pid
         super().maybe_promote_master()
         if before and not self.master_pid and self._ready:
-            self._manager.ready(self._summary())  # nobody listened to this process before
+            self._notifier.ready(self._summary())  # nobody listened to this process before
 
     # --- the end ---
 
@@ -333,13 +333,13 @@ class _Master(Arbiter):
         itself. A new program that does not serve yet ends as well: it was not to go on."""
         self._stopping = True
         if self._handed_over:
-            self._manager.succeeded(self.reexec_pid)
+            self._notifier.succeeded(self.reexec_pid)
         else:
             if self.reexec_pid:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(self.reexec_pid, signal.SIGTERM)
             self.veillink_board.control.tell(Fleet(self.num_workers, draining=True))
-            self._manager.stopping("draining", self._settings.drain_timeout + LONGEST_CUT)
+            self._notifier.stopping("draining", self._settings.drain_timeout + LONGEST_CUT)
         self._end_workers(signal.SIGTERM if graceful else signal.SIGQUIT)
 
     def _end_workers(self, number: int) -> None:
@@ -348,8 +348,8 @@ class _Master(Arbiter):
             if not self.WORKERS:
                 break
             self.kill_workers(number)  # again, since one may have been starting
-            if self._manager.watchdog and not self._handed_over:
-                self._manager.alive()
+            if self._notifier.watchdog and not self._handed_over:
+                self._notifier.alive()
             came = super().wait_for_signals(timeout=0.1)
             stops += sum(each in _STOPS for each in came)
             if stops > 1:

@@ -23,8 +23,8 @@ _STARTTIME: Final = 22 - 3  # the field of proc_pid_stat(5), counted behind the 
 _ROUNDING: Final = 2.0  # seconds
 
 
-class Manager:
-    """The service manager that started this process, if one did.
+class ServiceNotifier:
+    """Tells the service manager that started this process, if one did, how it fares.
 
     Args:
         environ: of the process; ``NOTIFY_SOCKET`` is where it listens, ``WATCHDOG_USEC`` how long it waits for us.
