@@ -14,11 +14,11 @@ from veillink.ledger import Ledger
 from veillink.model import Address, End, Rule, RuleOptions, Target
 from veillink.names import Names
 from veillink.net import adopt, readable
-from veillink.patience import Patience
 from veillink.pipes import Pipes
 from veillink.places import Places
 from veillink.pool import Pool
 from veillink.session import Service, serve
+from veillink.ticker import Ticker
 from veillink.upstream import Route
 
 from .sockets import Journal, Sockets, address_of, eventually, open_files
@@ -36,7 +36,7 @@ class Ring:
         self.folder = folder
         self._sockets = sockets
         self._names = Names(journal.log, 8)
-        self._patience, self._pipes = Patience(), Pipes(2)
+        self._ticker, self._pipes = Ticker(), Pipes(2)
         self._accepting: list[gevent.Greenlet[..., None]] = []
         self._listening: list[socket.socket] = []
 
@@ -52,7 +52,7 @@ class Ring:
         sock, address = listener
         rule = Rule(str(address), address, 1, (Target(target),))
         route = Route(Pool(rule, lambda: 0.5), self._names, Places(16), lambda member, why: None, lambda member: None)
-        service = Service(rule, route, self.ledger, self._patience, self._pipes, self.journal.log)
+        service = Service(rule, route, self.ledger, self._ticker, self._pipes, self.journal.log)
         self._accepting.append(gevent.spawn(self._accept, sock, address, service))
 
     def _accept(self, sock: socket.socket, address: Address, service: Service) -> None:

@@ -112,8 +112,8 @@ def test_once_splice_is_refused_no_pipe_is_lent_any_more(number: int) -> None:
     assert pipes.refused(OSError(number, "injected"))
     pipes.give(pipe)
     assert pipes.take() is None
-    pipes.look(0)
-    assert not pipes.look(0)
+    pipes.on_tick(0)
+    assert not pipes.on_tick(0)
     assert open_files() == before
 
 
@@ -136,9 +136,9 @@ def test_pipes_that_nobody_wants_any_more_are_closed() -> None:
     for pipe in lent:
         if pipe:
             pipes.give(pipe)
-    assert pipes.look(0)  # they were wanted since the last look
+    assert pipes.on_tick(0)  # they were wanted since the last look
     assert open_files() == before + 4
-    assert not pipes.look(0)
+    assert not pipes.on_tick(0)
     assert open_files() == before
 
 
@@ -147,11 +147,11 @@ def test_a_pipe_that_is_lent_for_long_is_not_closed() -> None:
     pipe = pipes.take()
     assert pipe
     for _ in range(3):
-        assert pipes.look(0)
+        assert pipes.on_tick(0)
     os.write(pipe.entry, b"still open")
     pipe.held = 10
     pipes.give(pipe)
-    assert not pipes.look(0)
+    assert not pipes.on_tick(0)
 
 
 @given(st.lists(st.sampled_from(["take", "give empty", "give full", "look"]), max_size=30))
@@ -165,13 +165,13 @@ def test_whatever_happens_the_limit_holds_and_nothing_stays_open(actions: list[s
             assert (pipe is None) is (len(lent) == 2)
             lent += [pipe] if pipe else []
         elif action == "look":
-            pipes.look(0)
+            pipes.on_tick(0)
         elif lent:
             lent[0].held = int(action == "give full")
             pipes.give(lent.pop(0))
         assert open_files() <= before + 4
     for pipe in lent:
         pipes.give(pipe)
-    pipes.look(0)
-    assert not pipes.look(0)
+    pipes.on_tick(0)
+    assert not pipes.on_tick(0)
     assert open_files() == before

@@ -15,15 +15,15 @@ import gevent
 import pytest
 from gevent import socket
 
-from veillink import patience
 from veillink import relay as relay_module
+from veillink import ticker
 from veillink.ledger import Ledger
 from veillink.model import Address, End, Ended, RuleOptions
-from veillink.patience import Patience
 from veillink.pipes import Pipe, Pipes
 from veillink.relay import _FLUSH_TIME, Relay, _Flush
 from veillink.session import _Interrupt
 from veillink.stream import Stream
+from veillink.ticker import Ticker
 
 from .sockets import Sockets, eventually, open_files, stuff
 from .system.harness import read_exactly, read_to_eof, reset
@@ -47,12 +47,10 @@ class Connection:
         self.client_stream, self.client = sockets.pair(TINY if "client" in tiny else 0)
         self.target_stream, self.target = sockets.pair(TINY if "target" in tiny else 0)
         self.timeouts = timeouts
-        self.patience = Patience()
+        self.ticker = Ticker()
         self.entry = Ledger().open("web", Address("", 1), Address("", 2), time.monotonic(), self._interrupt)
         self._interrupts: list[_Interrupt] = []
-        self.relay = Relay(
-            self.client_stream, self.target_stream, self.entry, timeouts, self.patience, pipes or Pipes(1)
-        )
+        self.relay = Relay(self.client_stream, self.target_stream, self.entry, timeouts, self.ticker, pipes or Pipes(1))
         self._greenlet: gevent.Greenlet[[], End | Exception] | None = None
 
     def _interrupt(self, ended: Exception) -> None:
@@ -81,7 +79,7 @@ class Connection:
         end = self._greenlet.get()
         if isinstance(end, Exception):
             raise end
-        assert self.relay not in self.patience._watched
+        assert self.relay not in self.ticker._watched
         for stream in (self.client_stream, self.target_stream):
             if end is End.CLOSED:
                 stream.close()
@@ -132,8 +130,8 @@ Sides = Callable[..., Far]
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let patience look often, so that short limits are exact."""
-    monkeypatch.setattr(patience, "_TICK", 0.01)
+    """Let the ticker tick often, so that short limits are exact."""
+    monkeypatch.setattr(ticker, "_TICK", 0.01)
 
 
 # --- bytes and FINs --------------------------------------------------------------------------------------------------
@@ -233,7 +231,7 @@ def test_bulk_arrives_whole_whichever_way_it_goes(pipes: Lending, quick: None, c
     assert received[1] == data
     assert connection.moved == (len(data), len(data))
     assert (pipes.lent > 0) is pipes.expected
-    eventually(lambda: open_files() == before + 2)  # the far ends: patience has closed what nobody wants any more
+    eventually(lambda: open_files() == before + 2)  # the far ends: the ticker has closed what nobody wants any more
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.EINVAL, errno.EPERM, errno.EOPNOTSUPP])
@@ -339,9 +337,9 @@ def test_what_the_relay_holds_when_a_reset_comes_is_delivered_to_a_slow_reader(
     if silent_before:
         monkeypatch.setattr(relay_module, "_FLUSH_TIME", 0.2)
         monkeypatch.setattr(relay_module, "_PARK_AFTER", 0.2)
-        eventually(lambda: connection.relay in connection.patience._watched)
-        eventually(lambda: connection.patience._timer is None)
-        monkeypatch.setattr(patience, "_TICK", 10.0)  # nobody looks between the bytes and the end
+        eventually(lambda: connection.relay in connection.ticker._watched)
+        eventually(lambda: connection.ticker._timer is None)
+        monkeypatch.setattr(ticker, "_TICK", 10.0)  # nobody looks between the bytes and the end
     one.sendall(DATA[:40_000])
     eventually(lambda: all_taken(one))
     reset(one)
@@ -385,7 +383,7 @@ def test_a_reader_that_takes_nothing_holds_a_reset_up_for_so_long_only(
     reset(one)
     assert connection.end() is was_reset
     assert 0.3 <= time.monotonic() - started < 2
-    eventually(lambda: connection.patience._close_timer is None)
+    eventually(lambda: connection.ticker._close_timer is None)
     with pytest.raises(ConnectionResetError):
         read_to_eof(other)
 
@@ -426,7 +424,7 @@ def test_a_reset_after_the_fin_is_seen_though_nobody_reads(sides: Sides) -> None
     one.shutdown(socket.SHUT_WR)
     assert other.recv(1) == b""
     reset(one)
-    with gevent.Timeout(2):  # patience would see it too, but after 5 s
+    with gevent.Timeout(2):  # the ticker would see it too, but after 5 s
         assert connection.end() is was_reset
     with pytest.raises(BrokenPipeError):  # what a reset is called after a FIN; after a FIN alone this would be sent
         other.send(b"x")
@@ -445,7 +443,7 @@ def test_what_a_side_sent_before_it_broke_is_delivered(sides: Sides) -> None:
 
 
 def test_bulk_to_a_side_that_breaks_is_blamed_on_that_side(sides: Sides, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "_TICK", 10.0)
+    monkeypatch.setattr(ticker, "_TICK", 10.0)
     connection, one, other, was_reset = sides()
     connection.start()
     one.shutdown(socket.SHUT_WR)  # nobody reads from it or looks at it any more: the failed write is what tells
@@ -531,7 +529,7 @@ def test_a_parked_direction_wakes_up_with_its_next_byte_again_and_again(connect:
         connection.target.sendall(b"answer")
         assert read_exactly(connection.client, 6) == b"answer"
         eventually(lambda: connection.relay._twin is None)
-        assert connection.relay not in connection.patience._watched
+        assert connection.relay not in connection.ticker._watched
     connection.target.shutdown(socket.SHUT_WR)
     assert connection.client.recv(1) == b""
     connection.client.close()
@@ -602,7 +600,7 @@ def test_a_parked_connection_is_still_watched_for_its_limits(connect: Connect, p
 def test_a_fin_on_a_parked_connection_starts_its_limit(far: str, connect: Connect, park: Park) -> None:
     connection = connect(RuleOptions(half_close_timeout=0.2))
     park(connection)
-    assert connection.relay not in connection.patience._watched
+    assert connection.relay not in connection.ticker._watched
     finish(connection.client if far == "client" else connection.target)
     with gevent.Timeout(5):
         assert connection.end() is End.HALF_CLOSE_TIMEOUT
@@ -615,8 +613,8 @@ def test_a_connection_with_long_limits_rests_until_it_has_a_short_one(
     monkeypatch.setattr(relay_module, "_REST", 3600.0)
     connection = connect(RuleOptions(idle_timeout=60.0, half_close_timeout=0.2))
     park(connection)
-    assert connection.relay.look(time.monotonic() + 60)
-    assert connection.relay in connection.patience._watched
+    assert connection.relay.on_tick(time.monotonic() + 60)
+    assert connection.relay in connection.ticker._watched
     finish(connection.client if far == "client" else connection.target)
     with gevent.Timeout(5):
         assert connection.end() is End.HALF_CLOSE_TIMEOUT
@@ -628,7 +626,7 @@ def test_a_connection_with_a_short_limit_never_rests(
     monkeypatch.setattr(relay_module, "_REST", 3600.0)
     connection = connect(RuleOptions(idle_timeout=60.0, max_lifetime=59.0))
     park(connection)
-    assert not connection.relay.look(time.monotonic() + 59)
+    assert not connection.relay.on_tick(time.monotonic() + 59)
     assert connection.end() is End.MAX_LIFETIME
 
 
@@ -643,7 +641,7 @@ def test_a_twin_that_waits_for_a_reader_is_not_parked(connect: Connect, park: Pa
     assert connection.end() is End.CLOSED
 
 
-# --- patience --------------------------------------------------------------------------------------------------------
+# --- ticker --------------------------------------------------------------------------------------------------------
 
 
 def test_silence_ends_it(connect: Connect, quick: None) -> None:
@@ -693,9 +691,9 @@ def test_old_age_ends_it_however_busy_it_is(connect: Connect, quick: None) -> No
 
 def test_a_pause_is_hardly_lived_through(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(patience, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(ticker, "time", SimpleNamespace(monotonic=lambda: now[0]))
     lasted = []
-    for _ in patience.lived(0.3):  # the time for which cut connections are waited for
+    for _ in ticker.lived(0.3):  # the time for which cut connections are waited for
         now[0] += 7.0 if now[0] == 100.0 else 0.02
         lasted.append(now[0])
     assert lasted == pytest.approx([107.0, 107.02, 107.04, 107.06])
@@ -725,7 +723,7 @@ def test_silence_while_this_process_did_not_run_does_not_count(finished: bool, c
 def test_what_has_arrived_meanwhile_is_looked_at_before_a_limit_is_judged(
     connect: Connect, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patience, "_TICK", 0.3)  # this pause is too short to be seen as one
+    monkeypatch.setattr(ticker, "_TICK", 0.3)  # this pause is too short to be seen as one
     connection = connect(RuleOptions(idle_timeout=0.4)).start()
     gevent.sleep(0.2)
     connection.client.sendall(b"meanwhile")
@@ -740,72 +738,72 @@ def test_what_has_arrived_meanwhile_is_looked_at_before_a_limit_is_judged(
 def test_a_reader_has_its_time_after_a_reset_though_this_process_did_not_run(sockets: Sockets) -> None:
     stream, _ = sockets.pair(TINY)
     stuff(stream)
-    watcher, begun = Patience(), time.monotonic()
+    watcher, begun = Ticker(), time.monotonic()
     flush = _Flush(stream, begun, watcher)
-    assert flush.look(begun + 0.9 * _FLUSH_TIME)
+    assert flush.on_tick(begun + 0.9 * _FLUSH_TIME)
     watcher.lost += 100
-    assert flush.look(begun + 100.9 + 0.8 * _FLUSH_TIME)
-    assert not flush.look(begun + 101 + _FLUSH_TIME)
+    assert flush.on_tick(begun + 100.9 + 0.8 * _FLUSH_TIME)
+    assert not flush.on_tick(begun + 101 + _FLUSH_TIME)
 
 
 def test_a_reader_that_takes_something_has_its_time_anew_after_a_reset(sockets: Sockets) -> None:
     stream, peer = sockets.pair(TINY)
     stuff(stream)
     begun = time.monotonic()
-    flush = _Flush(stream, begun, Patience())
+    flush = _Flush(stream, begun, Ticker())
     unacked = stream.unacked_bytes()
     while stream.unacked_bytes() == unacked:
         peer.recv(1000)
         gevent.sleep(0.001)
-    assert flush.look(begun + 0.9 * _FLUSH_TIME)
-    assert flush.look(begun + 1.8 * _FLUSH_TIME)
-    assert not flush.look(begun + 1.91 * _FLUSH_TIME)
+    assert flush.on_tick(begun + 0.9 * _FLUSH_TIME)
+    assert flush.on_tick(begun + 1.8 * _FLUSH_TIME)
+    assert not flush.on_tick(begun + 1.91 * _FLUSH_TIME)
 
 
 def test_what_was_lost_before_a_reader_took_something_gives_it_no_time_afterwards(sockets: Sockets) -> None:
     stream, peer = sockets.pair(TINY)
     stuff(stream)
-    watcher, begun = Patience(), time.monotonic()
+    watcher, begun = Ticker(), time.monotonic()
     flush = _Flush(stream, begun, watcher)
     watcher.lost += 100
     unacked = stream.unacked_bytes()
     while stream.unacked_bytes() == unacked:
         peer.recv(1000)
         gevent.sleep(0.001)
-    assert flush.look(begun + 101)
-    assert not flush.look(begun + 101 + _FLUSH_TIME)
+    assert flush.on_tick(begun + 101)
+    assert not flush.on_tick(begun + 101 + _FLUSH_TIME)
 
 
 class Bomb:
-    """Something that patience looks at so many times."""
+    """Something that the ticker looks at so many times."""
 
     def __init__(self, looks: int) -> None:
         self.looks = looks
 
-    def look(self, now: float) -> bool:
+    def on_tick(self, now: float) -> bool:
         self.looks -= 1
         return self.looks > 0
 
 
-def test_patience_looks_until_it_is_told_that_it_is_enough(hub: None, quick: None) -> None:
-    patience = Patience()
+def test_the_ticker_ticks_until_it_is_told_that_it_is_enough(hub: None, quick: None) -> None:
+    ticker = Ticker()
     watched = [Bomb(1), Bomb(3)]
     for _ in range(2):
         for each in watched:
-            patience.watch(each)
-        eventually(lambda: patience._timer is None)
+            ticker.watch(each)
+        eventually(lambda: ticker._timer is None)
         assert [each.looks for each in watched] == [0, 0]
         watched = [Bomb(2), Bomb(1)]
 
 
-def test_patience_does_not_look_at_what_it_was_told_to_forget(hub: None, quick: None) -> None:
-    patience = Patience()
+def test_the_ticker_does_not_tick_for_what_it_was_told_to_forget(hub: None, quick: None) -> None:
+    ticker = Ticker()
     forgotten, other = Bomb(100), Bomb(3)
-    patience.watch(forgotten)
-    patience.watch(other)
-    patience.forget(forgotten)
-    patience.forget(forgotten)
-    eventually(lambda: patience._timer is None)
+    ticker.watch(forgotten)
+    ticker.watch(other)
+    ticker.forget(forgotten)
+    ticker.forget(forgotten)
+    eventually(lambda: ticker._timer is None)
     assert (forgotten.looks, other.looks) == (100, 0)
 
 
@@ -817,15 +815,15 @@ class Slow:
         self.number = number
         self.looks = 2
 
-    def look(self, now: float) -> bool:
-        time.sleep(patience._CLOSE_SHARE)
+    def on_tick(self, now: float) -> bool:
+        time.sleep(ticker._CLOSE_SHARE)
         self.looked.append(self.number)
         self.looks -= 1
         return self.looks > 0
 
 
 def test_many_that_are_watched_closely_take_turns_and_leave_others_theirs(hub: None) -> None:
-    watcher, looked = Patience(), list[int]()
+    watcher, looked = Ticker(), list[int]()
     for number in range(30):
         watcher.watch_closely(Slow(looked, number))
     most_at_once = 0

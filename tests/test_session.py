@@ -14,18 +14,18 @@ import pytest
 from gevent import socket
 from gevent.hub import spawn_raw
 
-from veillink import names, patience, relay, trial
+from veillink import names, relay, ticker, trial
 from veillink.ledger import Flow, Ledger
 from veillink.model import Address, End, Ended, Rule, RuleOptions, Target
 from veillink.names import Names
 from veillink.net import adopt, readable
-from veillink.patience import Patience
 from veillink.pipes import Pipes
 from veillink.places import Places
 from veillink.pool import Member, Pool
 from veillink.relay import Relay
 from veillink.session import Service, _Interrupt, serve
 from veillink.stream import Stream
+from veillink.ticker import Ticker
 from veillink.upstream import Route
 
 from .sockets import Journal, Sockets, address_of, eventually, open_files
@@ -42,13 +42,13 @@ class Front:
         self.sockets = sockets
         self.journal = journal
         self.ledger = Ledger()
-        self.patience = Patience()
+        self.ticker = Ticker()
         self.book = Names(journal.log, 8)
         self.turned: list[tuple[Address, str]] = []
         rule = Rule("web", LISTEN, 3, targets, options)
         pool = Pool(rule, lambda: 0.5)
         route = Route(pool, self.book, Places(16), self._turned, lambda member: None, options.retry_interval)
-        self.service = Service(rule, route, self.ledger, self.patience, Pipes(2), journal.log)
+        self.service = Service(rule, route, self.ledger, self.ticker, Pipes(2), journal.log)
         self._listener = sockets.listener()
 
     def _turned(self, member: Member, reason: str) -> None:
@@ -88,7 +88,7 @@ class Front:
         """Return the access line of the one client, once there is one."""
         (line,) = eventually(self.journal.access)
         assert self.ledger.live == {}
-        eventually(lambda: not self.patience._watched)
+        eventually(lambda: not self.ticker._watched)
         assert self.ledger.totals["web"].ends == {End(line["end"]): 1}
         return line
 
@@ -99,7 +99,7 @@ Forward = Callable[..., Front]
 @pytest.fixture
 def forward(sockets: Sockets, journal: Journal, monkeypatch: pytest.MonkeyPatch) -> Iterator[Forward]:
     """Make a front for these targets; every descriptor it took has to be given back."""
-    monkeypatch.setattr(patience, "_TICK", 0.01)
+    monkeypatch.setattr(ticker, "_TICK", 0.01)
     fronts: list[Front] = []
 
     def _forward(*targets: Address | Target, **limits: Any) -> Front:
@@ -296,7 +296,7 @@ def test_a_client_that_leaves_while_its_target_is_tried_again_and_again_ends_tha
 def test_a_client_that_leaves_just_after_the_target_was_connected_has_reset(
     forward: Forward, sockets: Sockets, backend: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patience, "_TICK", 0.1)
+    monkeypatch.setattr(ticker, "_TICK", 0.1)
     front = forward(sockets.silent(), address_of(backend), connect_timeout=0.6)  # so long that the client was looked at
     client = front.client()
     client.shutdown(socket.SHUT_WR)  # nobody reads from it any more: the reset has to be told
@@ -431,7 +431,7 @@ def test_a_limit_of_zero_is_off(
     client, target = front.connected(backend)
     client.shutdown(socket.SHUT_WR)
     assert read_to_eof(target) == b""
-    eventually(lambda: not front.patience._watched)
+    eventually(lambda: not front.ticker._watched)
     target.close()
     assert front.access()["end"] == End.CLOSED
 
@@ -608,7 +608,7 @@ def test_a_target_that_was_out_and_keeps_a_silent_client_for_a_moment_is_back(
 def test_a_client_that_leaves_at_once_proves_nothing_either_way(
     says: bytes, forward: Forward, sockets: Sockets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patience, "_TICK", 10)
+    monkeypatch.setattr(ticker, "_TICK", 10)
     target = serving(sockets, wait)
     front = forward(target, address_of(sockets.listener()), max_fails=1, fail_timeout=60)
     member = front.fail(target)

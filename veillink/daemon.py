@@ -26,7 +26,6 @@ from .log import Log
 from .member import Membership
 from .model import Address, RuleSet, Settings
 from .net import listen, raise_fd_limit
-from .patience import lived
 from .report import Report
 from .rows import Notice, Problem
 from .rules_watch import RulesWatch
@@ -34,6 +33,7 @@ from .scoreboard import Seat
 from .server import Server
 from .systemd import ServiceNotifier, inherited, pid_obstacle, remove_pid, write_pid
 from .tasks import unhurried
+from .ticker import lived
 from .window import AdminWindow
 
 # How long it may take until the next of the cut connections has closed, and what systemd is told for all; in seconds.

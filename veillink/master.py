@@ -26,10 +26,10 @@ from .daemon import LONGEST_CUT, Outcome
 from .journal import Journal, MasterLog
 from .model import Address, Settings
 from .net import is_shared, raise_fd_limit
-from .patience import lived
 from .rules_file import read_rules
 from .scoreboard import Scoreboard
 from .systemd import ServiceNotifier, inherited, pid_obstacle, remove_pid, write_pid
+from .ticker import lived
 from .workers import (
     Forwarder,
     Worker,

@@ -79,7 +79,7 @@ class Pipes:
         self.most = 0
         return True
 
-    def look(self, now: float) -> bool:
+    def on_tick(self, now: float) -> bool:
         """Close what nobody has wanted since the last look; return whether there are any pipes."""
         if not self._used:
             self._made -= len(self._free)

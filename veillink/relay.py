@@ -1,4 +1,4 @@
-"""Move bytes both ways between two streams until both have finished, one fails, or patience runs out.
+"""Move bytes both ways between two streams until both have finished, one fails, or time runs out.
 
 Rule: each end is passed on as what it was. A FIN follows the last byte; after a reset no FIN is ever sent.
 """
@@ -12,9 +12,9 @@ from . import tasks
 from .ledger import Entry, Flow
 from .model import End, Ended, RuleOptions
 from .net import error_name
-from .patience import Patience
 from .pipes import Pipe, Pipes
 from .stream import Stream
+from .ticker import Ticker
 
 # One buffer serves every connection: nothing switches between reading into it and handing it to the kernel.
 _BUFFER_SIZE: Final = 64 * 1024
@@ -41,42 +41,42 @@ class _Flush:
     Args:
         stream: to that peer.
         since: monotonic seconds at which something moved last.
-        patience: what looks at it.
+        ticker: what looks at it.
     """
 
-    __slots__ = ("_lost", "_patience", "_since", "_stream", "_unacked", "_waiter")
+    __slots__ = ("_lost", "_since", "_stream", "_ticker", "_unacked", "_waiter")
 
-    def __init__(self, stream: Stream, since: float, patience: Patience) -> None:
+    def __init__(self, stream: Stream, since: float, ticker: Ticker) -> None:
         self._stream = stream
         self._since = since
-        self._patience = patience
-        self._lost = patience.lost
+        self._ticker = ticker
+        self._lost = ticker.lost
         self._unacked = stream.bytes_a_reset_would_lose()
         self._waiter: Any = Waiter(get_hub())
 
     def wait(self) -> None:
         """Wait until all has arrived, or nothing has moved for too long."""
         if self._goes_on(time.monotonic()):
-            self._patience.watch_closely(self)
+            self._ticker.watch_closely(self)
             try:
                 self._waiter.get()
             finally:
                 self._waiter = None
 
-    def look(self, now: float) -> bool:
+    def on_tick(self, now: float) -> bool:
         """Wake who waits, if that is over; return whether it is not."""
         if self._waiter is None:
             return False
         unacked = self._stream.bytes_a_reset_would_lose()
         if unacked != self._unacked:
-            self._unacked, self._since, self._lost = unacked, now, self._patience.lost
+            self._unacked, self._since, self._lost = unacked, now, self._ticker.lost
         goes_on = self._goes_on(now)
         if not goes_on:
             self._waiter.switch(None)
         return goes_on
 
     def _goes_on(self, now: float) -> bool:
-        silent = now - self._since - (self._patience.lost - self._lost)
+        silent = now - self._since - (self._ticker.lost - self._lost)
         return bool(self._unacked) and not self._stream.broken and silent < _FLUSH_TIME
 
 
@@ -88,7 +88,7 @@ class Relay:
         target: the connected one.
         entry: its account; both flows are kept up to date while bytes move.
         options: how long it may be silent or live.
-        patience: what watches over that.
+        ticker: what watches over that.
         pipes: for bulk streams.
     """
 
@@ -101,29 +101,29 @@ class Relay:
         "_moved_at",
         "_options",
         "_over",
-        "_patience",
         "_pipes",
         "_reset",
         "_resets_watched",
         "_rests_until",
         "_target",
+        "_ticker",
         "_twin",
         "_unacked",
     )
 
     def __init__(
-        self, client: Stream, target: Stream, entry: Entry, options: RuleOptions, patience: Patience, pipes: Pipes
+        self, client: Stream, target: Stream, entry: Entry, options: RuleOptions, ticker: Ticker, pipes: Pipes
     ) -> None:
         self._entry = entry
         self._client = client
         self._target = target
         self._options = options
-        self._patience = patience
+        self._ticker = ticker
         self._pipes = pipes
         self._twin: Any = None
         self._joiner: Any = None
         self._over = False
-        self._lost = patience.lost
+        self._lost = ticker.lost
         self._moved = 0
         self._moved_at = time.monotonic()
         self._unacked = _UNKNOWN
@@ -146,16 +146,16 @@ class Relay:
             if ended.end in (End.CLIENT_RESET, End.TARGET_RESET):
                 self._reset = self._reset or (time.monotonic(), ended.end)
                 sink = self._target if ended.end is End.CLIENT_RESET else self._client
-                self._patience.watch(self)  # max_lifetime holds meanwhile, and lost time is accounted for
-                _Flush(sink, max(self._moved_at, self._reset[0]), self._patience).wait()
+                self._ticker.watch(self)  # max_lifetime holds meanwhile, and lost time is accounted for
+                _Flush(sink, max(self._moved_at, self._reset[0]), self._ticker).wait()
             raise
         finally:
             self._end_twin()
-            self._patience.forget(self)
+            self._ticker.forget(self)
 
     def _wake_twin(self) -> None:
         tasks.spawn(Relay._run_twin, self)
-        self._patience.watch(self)
+        self._ticker.watch(self)
 
     def _run_twin(self) -> None:
         if self._over:
@@ -251,7 +251,7 @@ class Relay:
             pipe = self._pipes.take()
             if pipe is None:
                 return True
-            self._patience.watch(self._pipes)  # which closes them when bulk is over
+            self._ticker.watch(self._pipes)  # which closes them when bulk is over
             try:
                 count = source.splice_into(pipe)
                 flow.bytes += count
@@ -285,7 +285,7 @@ class Relay:
         except OSError as error:
             sink.broken = error_name(error)
         self._rests_until = 0.0
-        self._patience.watch(self)
+        self._ticker.watch(self)
 
     @property
     def _half_closed(self) -> bool:
@@ -307,9 +307,9 @@ class Relay:
         else:
             self._reset = (time.monotonic(), end)
             self._rests_until = 0.0
-            self._patience.watch(self)
+            self._ticker.watch(self)
 
-    def look(self, now: float) -> bool:
+    def on_tick(self, now: float) -> bool:
         """End the connection if it has to end now; park what is idle. Return whether there is anything to look for."""
         if now < self._rests_until:
             return True
@@ -332,7 +332,7 @@ class Relay:
 
     def _postpone(self, now: float) -> None:
         """Move what deadlines count from by the time that nobody lived through."""
-        lost, self._lost = self._patience.lost - self._lost, self._patience.lost
+        lost, self._lost = self._ticker.lost - self._lost, self._ticker.lost
         if lost:
             self._moved_at = min(now, self._moved_at + lost)
             if self._reset:

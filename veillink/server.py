@@ -19,7 +19,6 @@ from .log import Log
 from .model import Address, End, Ended, Health, OnDown, Rule, RuleSet
 from .names import Names
 from .net import listen
-from .patience import Patience
 from .pipes import Pipes
 from .places import Places
 from .pool import Member, Pool
@@ -28,6 +27,7 @@ from .rules import Diff, diff
 from .session import Service
 from .stream import watch_resets
 from .tasks import unhurried
+from .ticker import Ticker
 from .upstream import Route
 
 # What each worker may number before it meets the next one's numbers; 9 million workers fit into a double.
@@ -77,7 +77,7 @@ class Server:
         self._listeners = Listeners(log, source, open_at, inherited, worker * _GOLDEN % 1)
         self._names = Names(log, descriptors.lookups)
         self._places = Places(descriptors.beside)
-        self._patience = Patience()
+        self._ticker = Ticker()
         self._pipes = Pipes(descriptors.pipes)
         self._probing = Turns(descriptors.probes)
         self._running: dict[_Key, _Running] = {}
@@ -218,7 +218,7 @@ class Server:
             partial(self._lost, rule),
             rule.options.retry_interval,
         )
-        service = Service(rule, route, self.ledger, self._patience, self._pipes, self._log)
+        service = Service(rule, route, self.ledger, self._ticker, self._pipes, self._log)
         gate = last.gate if last else Gate(self.division, self.gate)
         gate.most = rule.options.max_connections or math.inf
         probes = (

@@ -15,11 +15,11 @@ from .ledger import Entry, Ledger
 from .log import Log
 from .loops import add_leg, refuse_loop
 from .model import CONNECT_FAILURES, Address, End, Ended, Rule
-from .patience import Patience
 from .pipes import Pipes
 from .pool import Member
 from .relay import Relay
 from .stream import Stream
+from .ticker import Ticker
 from .trial import Trial, begin_trial, judge
 from .upstream import Route, connect
 
@@ -33,7 +33,7 @@ class Service:
     rule: Rule
     route: Route
     ledger: Ledger
-    patience: Patience
+    ticker: Ticker
     pipes: Pipes
     log: Log
 
@@ -80,8 +80,8 @@ def serve(sock: _socket.socket, peer: Address, listen: Address, offset: int, ser
         refuse_loop(client, entry, service.ledger)
         target, member = _connect(client, entry, offset, service)
         add_leg(target, entry, service.ledger)
-        trial = begin_trial(member, service.route, service.patience) if member.failing else None
-        Relay(client, target, entry, service.rule.options, service.patience, service.pipes).run()
+        trial = begin_trial(member, service.route, service.ticker) if member.failing else None
+        Relay(client, target, entry, service.rule.options, service.ticker, service.pipes).run()
         end = End.CLOSED
     except Ended as ended:
         end = ended.end
@@ -123,18 +123,18 @@ class _Connecting:
 
     def __enter__(self) -> None:
         self._reset_watched = False
-        self._lost = self._service.patience.lost
-        self._service.patience.watch(self)
+        self._lost = self._service.ticker.lost
+        self._service.ticker.watch(self)
 
     def __exit__(self, *_: object) -> None:
-        self._service.patience.forget(self)
+        self._service.ticker.forget(self)
 
     def until(self) -> float:
         """Return when to give up: time that nobody lived through is given back."""
         limit = self._service.rule.options.connect_timeout or float("inf")
-        return self._entry.opened + limit + self._service.patience.lost - self._lost
+        return self._entry.opened + limit + self._service.ticker.lost - self._lost
 
-    def look(self, now: float) -> bool:
+    def on_tick(self, now: float) -> bool:
         if not self._reset_watched:
             self._reset_watched = True
             self._client.on_reset(self._left)

@@ -9,8 +9,8 @@ from typing import Final
 
 from .ledger import Entry
 from .model import End
-from .patience import Patience
 from .pool import Member
+from .ticker import Ticker
 from .upstream import Route
 
 # A target that was failing and keeps a connection for so long, in seconds, is back.
@@ -39,7 +39,7 @@ class Trial:
         self._began = now
         self.open = True
 
-    def look(self, now: float) -> bool:
+    def on_tick(self, now: float) -> bool:
         """Count it as passed after a moment; return whether to look again."""
         if self.open and now - self._began >= _MOMENT:
             self.succeed()
@@ -51,10 +51,10 @@ class Trial:
         self._route.succeeded(self._member)
 
 
-def begin_trial(member: Member, route: Route, patience: Patience) -> Trial:
+def begin_trial(member: Member, route: Route, ticker: Ticker) -> Trial:
     """Watch a connection of a target that is failing; ``judge`` ends that."""
     trial = Trial(member, route, time.monotonic())
-    patience.watch(trial)
+    ticker.watch(trial)
     return trial
 
 

@@ -1,4 +1,4 @@
-"""Look at what may have waited too long: one coarse timer for all."""
+"""Tick for what may have waited too long: one coarse timer for all."""
 
 import time
 from collections import deque
@@ -26,11 +26,11 @@ def lived(seconds: float) -> Iterator[None]:
 class Watched(Protocol):
     """Something that has to be looked at from time to time."""
 
-    def look(self, now: float) -> bool:
+    def on_tick(self, now: float) -> bool:
         """Do what is due at ``now`` (monotonic seconds); return whether to look again."""
 
 
-class Patience:
+class Ticker:
     """Looks at what may have waited too long, four times a second.
 
     One coarse timer for all: a timeout object for each wait costs nine frames.
@@ -72,7 +72,7 @@ class Patience:
     def _tick(self) -> None:
         self._account()
         # Timers come before what has arrived: whoever is to read that now does it first, and is judged after it.
-        get_hub().loop.run_callback(self._look)
+        get_hub().loop.run_callback(self._tick_all)
 
     def _account(self) -> float:
         now = time.monotonic()
@@ -81,10 +81,10 @@ class Patience:
         self._due = now + _TICK
         return now
 
-    def _look(self) -> None:
+    def _tick_all(self) -> None:
         now = self._account()
         for watched in tuple(self._watched):
-            if not watched.look(now):
+            if not watched.on_tick(now):
                 self._watched.discard(watched)
         if not self._watched and self._timer is not None:
             self._timer.close()
@@ -95,7 +95,7 @@ class Patience:
         until = now + _CLOSE_SHARE
         for _ in range(len(self._closely)):
             watched = self._closely.popleft()
-            if watched.look(now):
+            if watched.on_tick(now):
                 self._closely.append(watched)
             now = time.monotonic()
             if now >= until:
