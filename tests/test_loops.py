@@ -12,11 +12,11 @@ from gevent.hub import spawn_raw
 from veillink import net
 from veillink.ledger import Ledger
 from veillink.model import Address, End, Rule, RuleOptions, Target
-from veillink.names import Names
 from veillink.net import adopt, readable
 from veillink.pipes import Pipes
 from veillink.places import Places
 from veillink.pool import Pool
+from veillink.resolver import Resolver
 from veillink.session import Service, serve
 from veillink.ticker import Ticker
 from veillink.upstream import Route
@@ -35,7 +35,7 @@ class Ring:
         self.journal = journal
         self.folder = folder
         self._sockets = sockets
-        self._names = Names(journal.log, 8)
+        self._resolver = Resolver(journal.log, 8)
         self._ticker, self._pipes = Ticker(), Pipes(2)
         self._accepting: list[gevent.Greenlet[..., None]] = []
         self._listening: list[socket.socket] = []
@@ -51,7 +51,9 @@ class Ring:
         """Lead those who come to a listener to a target."""
         sock, address = listener
         rule = Rule(str(address), address, 1, (Target(target),))
-        route = Route(Pool(rule, lambda: 0.5), self._names, Places(16), lambda member, why: None, lambda member: None)
+        route = Route(
+            Pool(rule, lambda: 0.5), self._resolver, Places(16), lambda member, why: None, lambda member: None
+        )
         service = Service(rule, route, self.ledger, self._ticker, self._pipes, self.journal.log)
         self._accepting.append(gevent.spawn(self._accept, sock, address, service))
 
@@ -74,7 +76,7 @@ class Ring:
         gevent.killall(self._accepting)
         for sock in self._listening:
             sock.close()
-        self._names._threads.kill()
+        self._resolver._threads.kill()
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ from gevent import socket
 from gevent.event import Event
 
 from veillink.model import Address, Health, Rule, RuleOptions, Target
-from veillink.names import Names
 from veillink.places import Places
 from veillink.pool import Member, Pool
 from veillink.probes import Probes, Turns
+from veillink.resolver import Resolver
 from veillink.upstream import Route
 
 from .sockets import Journal, Sockets, address_of, eventually, no_descriptor_left, no_port_left
@@ -108,7 +108,7 @@ Probe = Callable[..., Found]
 @pytest.fixture
 def probe(journal: Journal) -> Iterator[Probe]:
     """Probe targets every 90 ms; the first probe decides."""
-    book = Names(journal.log, 8)
+    book = Resolver(journal.log, 8)
     running: list[Probes] = []
 
     def _probe(*addresses: Address, down: bool = False, turns: Turns | None = None) -> Found:
@@ -206,7 +206,7 @@ def test_silent_targets_of_one_rule_do_not_hold_up_the_probes_of_another(sockets
 def test_of_probes_that_were_stopped_nothing_is_left_to_the_collector(journal: Journal, *, begun: bool) -> None:
     """It would hold everybody up at a reload of thousands of rules."""
     rule = Rule("web", Address("", 80), 1, (Target(Address(HOST, 9)),), RuleOptions(health=Health.TCP))
-    route = Route(Pool(rule, lambda: 0.0), Names(journal.log, 1), Places(1), lambda *_: None, lambda _: None)
+    route = Route(Pool(rule, lambda: 0.0), Resolver(journal.log, 1), Places(1), lambda *_: None, lambda _: None)
     probes = Probes(route, rule.options, Turns(1), lambda: 1.0)
     gone = weakref.ref(probes)
     if begun:

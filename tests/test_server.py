@@ -923,9 +923,9 @@ def test_names_are_kept_at_the_shortest_age_that_a_rule_asks_for() -> None:
 
 def test_names_that_no_rule_needs_any_more_are_forgotten(start: Start, port: int, other_port: int) -> None:
     running = start(f"{HOST}:{port},localhost,80", f"{HOST}:{other_port},ip6-localhost,80")
-    assert set(running._names._names) == {"localhost", "ip6-localhost"}
+    assert set(running._resolver._names) == {"localhost", "ip6-localhost"}
     running.apply(rules(f"{HOST}:{port},localhost,80"))
-    assert set(running._names._names) == {"localhost"}
+    assert set(running._resolver._names) == {"localhost"}
 
 
 ROWS = st.builds(

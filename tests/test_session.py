@@ -14,15 +14,15 @@ import pytest
 from gevent import socket
 from gevent.hub import spawn_raw
 
-from veillink import names, relay, ticker, trial
+from veillink import relay, resolver, ticker, trial
 from veillink.ledger import Flow, Ledger
 from veillink.model import Address, End, Ended, Rule, RuleOptions, Target
-from veillink.names import Names
 from veillink.net import adopt, readable
 from veillink.pipes import Pipes
 from veillink.places import Places
 from veillink.pool import Member, Pool
 from veillink.relay import Relay
+from veillink.resolver import Resolver
 from veillink.session import Service, _Interrupt, serve
 from veillink.stream import Stream
 from veillink.ticker import Ticker
@@ -43,7 +43,7 @@ class Front:
         self.journal = journal
         self.ledger = Ledger()
         self.ticker = Ticker()
-        self.book = Names(journal.log, 8)
+        self.book = Resolver(journal.log, 8)
         self.turned: list[tuple[Address, str]] = []
         rule = Rule("web", LISTEN, 3, targets, options)
         pool = Pool(rule, lambda: 0.5)
@@ -224,7 +224,7 @@ def unreachable(sockets: Sockets) -> dict[End, tuple[Target, str]]:
 def test_without_a_target_the_client_is_reset_and_one_warning_says_why(
     end: End, forward: Forward, sockets: Sockets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(names, "_getaddrinfo", lambda host: ((), "unknown", True))
+    monkeypatch.setattr(resolver, "_getaddrinfo", lambda host: ((), "unknown", True))
     target, tried = unreachable(sockets)[end]
     front = forward(target, connect_timeout=0.3)
     started = time.monotonic()
@@ -318,11 +318,11 @@ def test_a_client_may_get_too_old_while_its_target_is_being_connected(forward: F
 def test_a_name_whose_answer_came_while_this_process_did_not_run_is_found_in_time(
     forward: Forward, sockets: Sockets, backend: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def slow(host: str) -> names.Answer:
+    def slow(host: str) -> resolver.Answer:
         stdlib_sleep(0.3)
         return (HOST,), "", False
 
-    monkeypatch.setattr(names, "_getaddrinfo", slow)
+    monkeypatch.setattr(resolver, "_getaddrinfo", slow)
     front = forward(Address("slow", address_of(backend).port), connect_timeout=0.5)
     client = front.client()
     gevent.sleep(0.1)

@@ -14,13 +14,13 @@ import gevent
 import pytest
 from gevent import socket
 
-from veillink import names, upstream
+from veillink import resolver, upstream
 from veillink.dial import Race, first
 from veillink.model import Address, End, Ended, Rule, RuleOptions, Target
-from veillink.names import Names
 from veillink.net import _OPTIONS, numeric, start_connect
 from veillink.places import Claim, Places
 from veillink.pool import Member, Pool
+from veillink.resolver import Resolver
 from veillink.stream import Stream
 from veillink.upstream import Route
 
@@ -72,15 +72,15 @@ def outcome(attempt: Callable[[float, list[str]], tuple[Stream, Address]], secon
 
 
 @pytest.fixture
-def book(journal: Journal) -> Iterator[Names]:
-    book = Names(journal.log, 8)
+def book(journal: Journal) -> Iterator[Resolver]:
+    book = Resolver(journal.log, 8)
     yield book
     book.keep({})
     book._threads.kill()
 
 
 def run_race(
-    addresses: Sequence[Address], book: Names, claim: Claim, until: float, tried: list[str]
+    addresses: Sequence[Address], book: Resolver, claim: Claim, until: float, tried: list[str]
 ) -> tuple[Stream, Address]:
     """Try these as if they were the addresses of one target."""
     each = Race(addresses[0], book, claim, tried)
@@ -97,7 +97,7 @@ def run_race(
 
 
 @pytest.fixture
-def race(book: Names) -> RunRace:
+def race(book: Resolver) -> RunRace:
     def _race(addresses: Sequence[Address], seconds: float = FOREVER, places: Places | None = None) -> Outcome:
         claim = Claim(places or Places(16), "rule")
         return outcome(lambda until, tried: run_race(addresses, book, claim, until, tried), seconds)
@@ -106,7 +106,7 @@ def race(book: Names) -> RunRace:
 
 
 @pytest.fixture
-def connect(book: Names) -> Connect:
+def connect(book: Resolver) -> Connect:
     def _connect(*targets: Target, seconds: float = FOREVER, offset: int = 0, retry_interval: float = 0) -> Outcome:
         rule = Rule("web", Address("", 80), offset + 1, targets)
         pool = Pool(rule, lambda: 0.5)
@@ -140,7 +140,7 @@ def test_the_first_address_that_connects_is_taken_and_no_other_asked(
         other.accept()
 
 
-def test_a_connected_stream_works_and_has_the_options(sockets: Sockets, book: Names) -> None:
+def test_a_connected_stream_works_and_has_the_options(sockets: Sockets, book: Resolver) -> None:
     listener = sockets.listener()
     stream, _ = run_race([address_of(listener)], book, Claim(Places(16), "rule"), FOREVER, [])
     assert {o: stream._socket.getsockopt(*o[:2]) for o in _OPTIONS} == {o: o[2] for o in _OPTIONS}
@@ -253,7 +253,7 @@ def test_an_address_that_is_slow_is_not_given_up_for_one_that_is_silent(race: Ru
 
 
 def test_an_address_gives_way_to_one_that_has_answered_others_where_there_is_no_descriptor_for_both(
-    book: Names, sockets: Sockets, hosts: dict[str, tuple[str, ...]], live: Address
+    book: Resolver, sockets: Sockets, hosts: dict[str, tuple[str, ...]], live: Address
 ) -> None:
     hosts["db"] = ("127.0.0.2", live.host)
     sockets.silent("127.0.0.2", live.port)
@@ -279,7 +279,7 @@ def test_an_address_gives_way_to_one_that_has_answered_others_where_there_is_no_
 
 
 def test_all_connections_together_use_so_many_descriptors_only_to_try_addresses_side_by_side(
-    book: Names, sockets: Sockets
+    book: Resolver, sockets: Sockets
 ) -> None:
     silent = [sockets.silent() for _ in range(3)]
     places = Places(2)
@@ -402,7 +402,7 @@ def test_a_unix_target_whose_queue_is_full_keeps_its_turn_when_the_next_is_tried
 
 
 @pytest.fixture
-def rows(book: Names) -> Callable[..., Rows]:
+def rows(book: Resolver) -> Callable[..., Rows]:
     def _rows(*targets: Address, places: int = 16, **options: Any) -> Rows:
         turns: list[tuple[Address, str]] = []
         rule = Rule("web", Address("", 80), 1, tuple(Target(address) for address in targets), RuleOptions(**options))
@@ -496,7 +496,7 @@ def test_a_listener_in_a_range_leads_to_its_own_port(fixed: bool, connect: Conne
 
 @pytest.mark.parametrize("returns", ["first", "backup", "unix"])
 def test_when_all_have_refused_they_are_tried_again_until_one_is_there(
-    returns: str, book: Names, sockets: Sockets, tmp_path: Path
+    returns: str, book: Resolver, sockets: Sockets, tmp_path: Path
 ) -> None:
     at = {name: Address(HOST, free_port()) for name in ("first", "backup")}
     at["unix"] = Address(f"unix:{tmp_path}/x", 0)
@@ -551,7 +551,7 @@ def down() -> list[str]:
 
 
 @pytest.fixture
-def route(book: Names, down: list[str]) -> Callable[..., Route]:
+def route(book: Resolver, down: list[str]) -> Callable[..., Route]:
     """Make a route to targets that one failure takes out."""
 
     def _route(*targets: Address) -> Route:
@@ -591,7 +591,7 @@ def hosts(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[str, ...]]:
     """Stand for the name server."""
     table: dict[str, tuple[str, ...]] = {}
     monkeypatch.setattr(
-        names,
+        resolver,
         "_getaddrinfo",
         lambda host: (table.get(host, ()), *(("", False) if host in table else ("unknown", True))),
     )
@@ -622,7 +622,7 @@ def test_a_name_that_is_not_found_is_the_reason_if_nothing_else_is_left(
 def test_a_name_that_is_not_found_is_looked_up_again(
     connect: Connect, hosts: dict[str, tuple[str, ...]], live: Address, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(names, "_RETRY", 0.02)
+    monkeypatch.setattr(resolver, "_RETRY", 0.02)
     attempt = gevent.spawn(connect, Target(Address("db", live.port)), retry_interval=0.01)
     gevent.sleep(0.1)
     hosts["db"] = (live.host,)
@@ -631,7 +631,7 @@ def test_a_name_that_is_not_found_is_looked_up_again(
 
 def test_the_look_up_takes_from_the_same_time(connect: Connect, monkeypatch: pytest.MonkeyPatch, live: Address) -> None:
     awake = threading.Event()
-    monkeypatch.setattr(names, "_getaddrinfo", lambda host: ((), str(awake.wait(20)), True))
+    monkeypatch.setattr(resolver, "_getaddrinfo", lambda host: ((), str(awake.wait(20)), True))
     lost = connect(Target(Address("db", 80)), Target(Address("web", 80)), seconds=0.2)
     awake.set()
     assert (lost.end, lost.tried) == (End.CONNECT_TIMEOUT, ["db:80 connect_timeout", "web:80 connect_timeout"])
@@ -647,7 +647,7 @@ def test_a_connection_that_is_ended_during_the_look_up_tries_nothing_more(
         asked.set()
         return (), str(awake.wait(20)), True
 
-    monkeypatch.setattr(names, "_getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(resolver, "_getaddrinfo", getaddrinfo)
     attempt = gevent.spawn(connect, Target(Address("db", 80)), Target(live))
     eventually(asked.is_set)
     attempt.kill(Ended(End.DRAINED))
@@ -659,7 +659,7 @@ def test_a_client_waits_for_a_name_server_in_trouble(
     connect: Connect, monkeypatch: pytest.MonkeyPatch, live: Address
 ) -> None:
     answers = [((), "try again", False), ((), "try again", False), ((live.host,), "", False)]
-    monkeypatch.setattr(names, "_getaddrinfo", lambda host: answers.pop(0))
+    monkeypatch.setattr(resolver, "_getaddrinfo", lambda host: answers.pop(0))
     won = connect(Target(Address("db", live.port)), seconds=10)
     assert (won.address, won.tried) == (live, [])
 
@@ -667,7 +667,7 @@ def test_a_client_waits_for_a_name_server_in_trouble(
 def test_a_name_server_that_stays_in_trouble_is_no_name_that_is_not_found(
     connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(names, "_getaddrinfo", lambda host: ((), "try again", False))
+    monkeypatch.setattr(resolver, "_getaddrinfo", lambda host: ((), "try again", False))
     lost = connect(Target(Address("db", 80)), seconds=0.3)
     assert (lost.end, lost.tried) == (End.CONNECT_TIMEOUT, ["db:80 connect_timeout"])
     assert lost.seconds >= 0.3
@@ -676,7 +676,7 @@ def test_a_name_server_that_stays_in_trouble_is_no_name_that_is_not_found(
 def test_while_a_name_server_is_in_trouble_the_next_target_is_tried_at_once(
     connect: Connect, monkeypatch: pytest.MonkeyPatch, live: Address
 ) -> None:
-    monkeypatch.setattr(names, "_getaddrinfo", lambda host: ((), "try again", False))
+    monkeypatch.setattr(resolver, "_getaddrinfo", lambda host: ((), "try again", False))
     won = connect(Target(Address("db", 80)), Target(live), seconds=60)
     assert (won.address, won.tried) == (live, ["db:80 connect_timeout"])
     assert won.seconds < 15, "half of the time is its share"
@@ -691,7 +691,7 @@ def test_a_client_of_a_name_that_has_moved_is_served_at_its_new_address(
     hosts: dict[str, tuple[str, ...]],
     sockets: Sockets,
     live: Address,
-    book: Names,
+    book: Resolver,
 ) -> None:
     hosts["db"] = ("127.0.0.2",)
     if old == "silent":
@@ -707,9 +707,9 @@ def test_a_client_of_a_name_that_has_moved_is_served_at_its_new_address(
 
 
 def test_who_is_refused_at_an_address_that_was_just_looked_up_is_told_at_once(
-    connect: Connect, hosts: dict[str, tuple[str, ...]], live: Address, book: Names, monkeypatch: pytest.MonkeyPatch
+    connect: Connect, hosts: dict[str, tuple[str, ...]], live: Address, book: Resolver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(names, "_RETRY", 60.0)  # so long the name is not looked up again
+    monkeypatch.setattr(resolver, "_RETRY", 60.0)  # so long the name is not looked up again
     hosts["db"] = ("127.0.0.2",)
     name = book.find("db")
     book.ask(name, time.monotonic())
@@ -720,15 +720,15 @@ def test_who_is_refused_at_an_address_that_was_just_looked_up_is_told_at_once(
 
 
 def test_who_is_refused_does_not_wait_for_a_name_server_that_has_hung_but_asks_it(
-    connect: Connect, monkeypatch: pytest.MonkeyPatch, live: Address, book: Names
+    connect: Connect, monkeypatch: pytest.MonkeyPatch, live: Address, book: Resolver
 ) -> None:
     asked, awake = threading.Event(), threading.Event()
 
-    def getaddrinfo(host: str) -> names.Answer:
+    def getaddrinfo(host: str) -> resolver.Answer:
         asked.set()
         return (), str(awake.wait(60)), False
 
-    monkeypatch.setattr(names, "_getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(resolver, "_getaddrinfo", getaddrinfo)
     name = book.find("db")
     name.addresses, name.hung = ("127.0.0.2",), True
     lost = connect(Target(Address("db", live.port)), seconds=60)

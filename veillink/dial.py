@@ -12,9 +12,9 @@ from typing import Any, Final, Protocol
 from gevent.hub import Waiter, get_hub
 
 from .model import Address, End, Ended
-from .names import Name, Names
 from .net import connected_from, error_name, numeric, start_connect
 from .places import Claim
+from .resolver import Name, Resolver
 from .stream import Stream
 
 # RFC 8305, section 5: the head start of one address before the next is tried beside it, in seconds. After as long in
@@ -133,7 +133,7 @@ class Race:
 
     Args:
         target: where to. A name is looked up again when no address answers within a head start, or none at all.
-        names: where it is looked up.
+        resolver: where it is looked up.
         claim: on descriptors.
         tried: gets ``address errno`` of each failed connect.
         begun: the first attempt, to a numeric target, where there is one already.
@@ -147,8 +147,8 @@ class Race:
         "_failure",
         "_known",
         "_name",
-        "_names",
         "_next_start",
+        "_resolver",
         "_target",
         "_tried",
         "_waiting",
@@ -159,13 +159,13 @@ class Race:
     )
 
     def __init__(
-        self, target: Address, names: Names, claim: Claim, tried: list[str], begun: Attempt | None = None
+        self, target: Address, resolver: Resolver, claim: Claim, tried: list[str], begun: Attempt | None = None
     ) -> None:
         self._target = target
-        self._names = names
+        self._resolver = resolver
         self._claim = claim
         self._tried = tried
-        self._name: Name | None = names.find(target.host) if target.is_name else None
+        self._name: Name | None = resolver.find(target.host) if target.is_name else None
         self._known: tuple[str, ...] = ()
         self._waiting: deque[Address] = deque(() if self._name or begun else (target,))
         self._attempts: list[Attempt] = []
@@ -301,13 +301,13 @@ class Race:
         """
         if self._attempts or self._waiting:
             if now >= self._ask_at:
-                self._ask_at = _NEVER if self._names.ask(name, now) else name.again
+                self._ask_at = _NEVER if self._resolver.ask(name, now) else name.again
             self.due = min(self.due, self._ask_at)
         elif name.missing and not self._known and now < name.again:
             self._tried.append(f"{self._target} {End.NAME_NOT_FOUND}")
             self.failed = Ended(End.NAME_NOT_FOUND, f"{name.host}: {name.failure}")
         else:
-            asked = self._names.ask(name, now)
+            asked = self._resolver.ask(name, now)
             final = name.failure or name.asked >= self._began
             if self._known and (name.hung or (final and not asked)):
                 self.failed = self._failure

@@ -17,12 +17,12 @@ from .listener import Entrance, Listener
 from .listeners import Listeners
 from .log import Log
 from .model import Address, End, Ended, Health, OnDown, Rule, RuleSet
-from .names import Names
 from .net import listen
 from .pipes import Pipes
 from .places import Places
 from .pool import Member, Pool
 from .probes import Probes, Turns
+from .resolver import Resolver
 from .rules import Diff, diff
 from .session import Service
 from .stream import watch_resets
@@ -75,7 +75,7 @@ class Server:
         self._shared = worker > 0
         self.leads = worker == 0
         self._listeners = Listeners(log, source, open_at, inherited, worker * _GOLDEN % 1)
-        self._names = Names(log, descriptors.lookups)
+        self._resolver = Resolver(log, descriptors.lookups)
         self._places = Places(descriptors.beside)
         self._ticker = Ticker()
         self._pipes = Pipes(descriptors.pipes)
@@ -132,7 +132,7 @@ class Server:
         self._retired = {key: each for key, each in gone if each.gate.taken}
         self._running, self.rules = running, rules
         self.ledger.keep(names)
-        self._names.keep(hosts)
+        self._resolver.keep(hosts)
         self._set_room(len(wanted))
         self._listeners.want(wanted)
         for key, each in unhurried(before.items()):
@@ -212,7 +212,7 @@ class Server:
         pool = Pool(rule, random.random, last.service.route.pool.members if last else {})
         route = Route(
             pool,
-            self._names,
+            self._resolver,
             self._places,
             partial(self._turned, rule),
             partial(self._lost, rule),

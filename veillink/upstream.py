@@ -13,10 +13,10 @@ import gevent
 from . import unix_queue
 from .dial import HEAD_START, Attempt, Race, Try, ended, first
 from .model import CONNECT_FAILURES, Address, End, Ended, RuleOptions
-from .names import Names
 from .net import error_name, numeric
 from .places import Claim, Places
 from .pool import Member, Pool
+from .resolver import Resolver
 from .stream import Stream
 
 # What a target gets of the time before the next is tried beside it, in seconds, and what is shared without a limit.
@@ -33,7 +33,7 @@ class Route:
 
     Args:
         pool: its targets.
-        names: where their host names are resolved.
+        resolver: where their host names are resolved.
         places: the descriptors for trying addresses and targets side by side.
         turned: is told when a target went out (with the reason) or came back (with nothing).
         lost: is told when a target's probes have failed.
@@ -41,7 +41,7 @@ class Route:
     """
 
     pool: Pool
-    names: Names
+    resolver: Resolver
     places: Places
     turned: Callable[[Member, str], None]
     lost: Callable[[Member], None]
@@ -254,7 +254,7 @@ def _share(left: float, untried: int) -> float:
 def _begin(route: Route, target: Address, claim: Claim, tried: list[str], begun: Attempt | None = None) -> Try:
     if target.is_unix:
         return _UnixTry(target, tried)
-    return Race(target, route.names, claim, tried, begun)
+    return Race(target, route.resolver, claim, tried, begun)
 
 
 def dial(route: Route, target: Address, until: float, tried: list[str]) -> Stream:

@@ -117,7 +117,7 @@ class Name:
         return tuple(sorted(addresses, key=self._reached[0].__ne__))
 
 
-class Names:
+class Resolver:
     """The host names in use and their addresses.
 
     Args:

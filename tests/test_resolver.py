@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from veillink import names
-from veillink.names import Answer, Name, Names, interleave
+from veillink import resolver
+from veillink.resolver import Answer, Name, Resolver, interleave
 
 from .sockets import Journal, eventually
 
@@ -65,7 +65,7 @@ class Clock:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[NameServer]:
     server = NameServer()
-    monkeypatch.setattr(names, "_getaddrinfo", server)
+    monkeypatch.setattr(resolver, "_getaddrinfo", server)
     yield server
     server.awake.set()
 
@@ -73,13 +73,13 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[NameServer]:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(names, "time", clock)
+    monkeypatch.setattr(resolver, "time", clock)
     return clock
 
 
 @pytest.fixture
-def book(journal: Journal, server: NameServer, clock: Clock) -> Iterator[Names]:
-    book = Names(journal.log, MOST)
+def book(journal: Journal, server: NameServer, clock: Clock) -> Iterator[Resolver]:
+    book = Resolver(journal.log, MOST)
     threads = book._threads
     yield book
     book.keep({})
@@ -88,10 +88,10 @@ def book(journal: Journal, server: NameServer, clock: Clock) -> Iterator[Names]:
     threads.kill()
 
 
-def lookup(book: Names, host: str, seconds: float = 10) -> tuple[str, ...]:
+def lookup(book: Resolver, host: str, seconds: float = 10) -> tuple[str, ...]:
     """Return the addresses of a name, as a client asks for them: who knows none waits for an answer."""
     name = book.find(host)
-    now: float = vars(names)["time"].monotonic()  # of the test's clock
+    now: float = vars(resolver)["time"].monotonic()  # of the test's clock
     if not name.addresses and book.ask(name, now):
         name.answered.wait(seconds)
     return name.addresses
@@ -100,13 +100,13 @@ def lookup(book: Names, host: str, seconds: float = 10) -> tuple[str, ...]:
 # --- asking ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_name_is_asked_for_once_and_then_known(book: Names, server: NameServer) -> None:
+def test_a_name_is_asked_for_once_and_then_known(book: Resolver, server: NameServer) -> None:
     server.hosts["once"] = ("10.0.0.1", "10.0.0.2")
     assert [lookup(book, "once") for _ in range(3)] == [("10.0.0.1", "10.0.0.2")] * 3
     assert server.asked["once"] == 1
 
 
-def test_all_who_wait_for_a_name_share_one_question(book: Names, server: NameServer) -> None:
+def test_all_who_wait_for_a_name_share_one_question(book: Resolver, server: NameServer) -> None:
     server.hosts["db"] = ("10.0.0.1",)
     server.hanging.add("db")
     waiting = [gevent.spawn(lookup, book, "db") for _ in range(5)]
@@ -116,13 +116,15 @@ def test_all_who_wait_for_a_name_share_one_question(book: Names, server: NameSer
     assert server.asked["db"] == 1
 
 
-def test_a_name_that_is_not_found_says_why(book: Names) -> None:
+def test_a_name_that_is_not_found_says_why(book: Resolver) -> None:
     assert lookup(book, "nowhere") == ()
     name = book.find("nowhere")
     assert (name.missing, name.failure) == (True, NXDOMAIN)
 
 
-def test_a_name_that_was_just_not_found_is_not_asked_for_again(book: Names, server: NameServer, clock: Clock) -> None:
+def test_a_name_that_was_just_not_found_is_not_asked_for_again(
+    book: Resolver, server: NameServer, clock: Clock
+) -> None:
     assert [lookup(book, "nowhere") for _ in range(5)] == [()] * 5
     assert server.asked["nowhere"] == 1
     clock.ahead += 1
@@ -130,13 +132,13 @@ def test_a_name_that_was_just_not_found_is_not_asked_for_again(book: Names, serv
     assert lookup(book, "nowhere") == ("10.0.0.1",)
 
 
-def test_who_waits_for_a_silent_name_server_may_give_up(book: Names, server: NameServer) -> None:
+def test_who_waits_for_a_silent_name_server_may_give_up(book: Resolver, server: NameServer) -> None:
     server.hanging.add("db")
     assert [lookup(book, "db", 0.05), lookup(book, "db", 0)] == [(), ()]
     assert server.asked["db"] == 1
 
 
-def test_names_that_hang_leave_threads_for_a_name_that_somebody_waits_for(book: Names, server: NameServer) -> None:
+def test_names_that_hang_leave_threads_for_a_name_that_somebody_waits_for(book: Resolver, server: NameServer) -> None:
     server.hanging |= {f"silent{n}" for n in range(3 * MOST)}
     server.hosts["db"] = ("10.0.0.1",)
     book.keep(dict.fromkeys(sorted(server.hanging), 30))
@@ -144,12 +146,14 @@ def test_names_that_hang_leave_threads_for_a_name_that_somebody_waits_for(book: 
     for turn in range(3):
         server.hosts[f"db{turn}"] = ("10.0.0.1",)
         assert lookup(book, f"db{turn}") == ("10.0.0.1",)
-        gevent.sleep(names._HANGS)  # so the next of the silent names get their turn
+        gevent.sleep(resolver._HANGS)  # so the next of the silent names get their turn
     assert server.hung() > MOST // 2, "the silent ones with clients are asked for too"
     gevent.killall(clients)
 
 
-def test_a_name_gets_its_turn_as_soon_as_it_is_known_that_those_before_it_hang(book: Names, server: NameServer) -> None:
+def test_a_name_gets_its_turn_as_soon_as_it_is_known_that_those_before_it_hang(
+    book: Resolver, server: NameServer
+) -> None:
     server.hanging |= {f"silent{n}" for n in range(MOST)}
     clients = [gevent.spawn(lookup, book, host) for host in server.hanging]
     eventually(lambda: server.hung() >= 3)
@@ -158,25 +162,25 @@ def test_a_name_gets_its_turn_as_soon_as_it_is_known_that_those_before_it_hang(b
     gevent.killall(clients)
 
 
-def test_names_that_nobody_waits_for_hold_at_most_half_of_the_threads(book: Names, server: NameServer) -> None:
+def test_names_that_nobody_waits_for_hold_at_most_half_of_the_threads(book: Resolver, server: NameServer) -> None:
     server.hanging |= {f"silent{n}" for n in range(3 * MOST)}
     book.keep(dict.fromkeys(sorted(server.hanging), 30))
     eventually(lambda: server.hung() == MOST // 2)
-    gevent.sleep(2 * names._LOOK_ROUND)
+    gevent.sleep(2 * resolver._LOOK_ROUND)
     assert server.hung() == MOST // 2
     server.hosts["db"] = ("10.0.0.1",)
     assert lookup(book, "db") == ("10.0.0.1",)
 
 
 def test_names_that_have_hung_hold_at_most_half_of_the_threads_whoever_waits(
-    book: Names, server: NameServer, clock: Clock
+    book: Resolver, server: NameServer, clock: Clock
 ) -> None:
     server.hanging |= {f"silent{n}" for n in range(MOST)}
     for host in server.hanging:
         book.find(host).hung = True
     clients = [gevent.spawn(lookup, book, host) for host in server.hanging]
     eventually(lambda: server.hung() == MOST // 2)
-    gevent.sleep(2 * names._LOOK_ROUND)
+    gevent.sleep(2 * resolver._LOOK_ROUND)
     assert server.hung() == MOST // 2
     gevent.killall(clients)
 
@@ -201,7 +205,7 @@ def test_pauses_grow_while_a_name_cannot_be_looked_up(seconds: float, pauses: li
 
 
 def test_the_address_that_connected_last_comes_first_for_as_long_as_it_is_one_of_the_name(
-    book: Names, server: NameServer, clock: Clock
+    book: Resolver, server: NameServer, clock: Clock
 ) -> None:
     server.hosts["db"] = ("::1", "10.0.0.1", "::2")
     book.keep({"db": 1})
@@ -222,7 +226,7 @@ def test_the_address_that_connected_last_comes_first_for_as_long_as_it_is_one_of
 # --- keeping ---------------------------------------------------------------------------------------------------------
 
 
-def test_names_that_are_kept_are_resolved_before_anybody_asks(book: Names, server: NameServer) -> None:
+def test_names_that_are_kept_are_resolved_before_anybody_asks(book: Resolver, server: NameServer) -> None:
     server.hosts["db"] = ("10.0.0.1",)
     book.keep({"db": 30})
     eventually(lambda: server.asked["db"])
@@ -230,7 +234,7 @@ def test_names_that_are_kept_are_resolved_before_anybody_asks(book: Names, serve
     assert server.asked["db"] == 1
 
 
-def test_while_a_thousand_names_are_noted_others_run(book: Names) -> None:
+def test_while_a_thousand_names_are_noted_others_run(book: Resolver) -> None:
     turns = 0
 
     def look() -> None:
@@ -245,7 +249,7 @@ def test_while_a_thousand_names_are_noted_others_run(book: Names) -> None:
     assert turns >= 10
 
 
-def test_a_name_is_looked_up_again_at_its_age(book: Names, server: NameServer, clock: Clock) -> None:
+def test_a_name_is_looked_up_again_at_its_age(book: Resolver, server: NameServer, clock: Clock) -> None:
     server.hosts |= {"db": ("10.0.0.1",), "web": ("10.0.1.1",)}
     book.keep({"db": 30, "web": 60})
     eventually(lambda: server.asked.total() == 2)
@@ -257,7 +261,7 @@ def test_a_name_is_looked_up_again_at_its_age(book: Names, server: NameServer, c
     eventually(lambda: lookup(book, "web") == ("10.0.1.2",))
 
 
-def test_a_changed_age_counts_at_once_and_what_is_known_stays(book: Names, server: NameServer, clock: Clock) -> None:
+def test_a_changed_age_counts_at_once_and_what_is_known_stays(book: Resolver, server: NameServer, clock: Clock) -> None:
     server.hosts["db"] = ("10.0.0.1",)
     book.keep({"db": 3600})
     eventually(lambda: server.asked["db"])
@@ -267,7 +271,9 @@ def test_a_changed_age_counts_at_once_and_what_is_known_stays(book: Names, serve
     eventually(lambda: server.asked["db"] == 2)
 
 
-def test_a_name_without_an_answer_is_tried_again_within_seconds(book: Names, server: NameServer, clock: Clock) -> None:
+def test_a_name_without_an_answer_is_tried_again_within_seconds(
+    book: Resolver, server: NameServer, clock: Clock
+) -> None:
     book.keep({"db": 3600})
     eventually(lambda: server.asked["db"])
     server.hosts["db"] = ("10.0.0.1",)
@@ -276,7 +282,7 @@ def test_a_name_without_an_answer_is_tried_again_within_seconds(book: Names, ser
     assert lookup(book, "db") == ("10.0.0.1",)
 
 
-def test_names_that_are_kept_no_longer_are_forgotten(book: Names, server: NameServer, clock: Clock) -> None:
+def test_names_that_are_kept_no_longer_are_forgotten(book: Resolver, server: NameServer, clock: Clock) -> None:
     server.hosts |= {"db": ("10.0.0.1",), "web": ("10.0.1.1",)}
     book.keep({"db": 1, "web": 1})
     eventually(lambda: server.asked.total() == 2)
@@ -287,7 +293,7 @@ def test_names_that_are_kept_no_longer_are_forgotten(book: Names, server: NameSe
 
 
 def test_the_last_good_answer_is_kept_and_told_once(
-    book: Names, server: NameServer, clock: Clock, journal: Journal
+    book: Resolver, server: NameServer, clock: Clock, journal: Journal
 ) -> None:
     server.hosts["db"] = ("10.0.0.1",)
     book.keep({"db": 1})
@@ -307,7 +313,9 @@ def test_the_last_good_answer_is_kept_and_told_once(
     assert warning["kept"]
 
 
-def test_a_silent_name_server_does_not_take_the_last_answer_away(book: Names, server: NameServer, clock: Clock) -> None:
+def test_a_silent_name_server_does_not_take_the_last_answer_away(
+    book: Resolver, server: NameServer, clock: Clock
+) -> None:
     server.hosts["db"] = ("10.0.0.1",)
     book.keep({"db": 1})
     eventually(lambda: server.asked["db"])
@@ -318,7 +326,7 @@ def test_a_silent_name_server_does_not_take_the_last_answer_away(book: Names, se
 
 
 def test_a_name_whose_addresses_do_not_answer_is_looked_up_again_but_not_for_each_client(
-    book: Names, server: NameServer, clock: Clock
+    book: Resolver, server: NameServer, clock: Clock
 ) -> None:
     server.hosts["db"] = ("10.0.0.1",)
     lookup(book, "db")
@@ -355,12 +363,12 @@ def test_the_system_s_answer_is_addresses_or_a_reason(
             raise answer
         return [(0, 0, 0, "", where) for where in answer]
 
-    monkeypatch.setattr("veillink.names.socket.getaddrinfo", getaddrinfo)
-    assert names._getaddrinfo("db") == expected
+    monkeypatch.setattr("veillink.resolver.socket.getaddrinfo", getaddrinfo)
+    assert resolver._getaddrinfo("db") == expected
 
 
 def test_the_system_is_asked() -> None:
-    addresses, why, missing = names._getaddrinfo("localhost")
+    addresses, why, missing = resolver._getaddrinfo("localhost")
     assert set(addresses) <= {"127.0.0.1", "::1"}
     assert addresses
     assert (why, missing) == ("", False)
@@ -369,7 +377,7 @@ def test_the_system_is_asked() -> None:
 def test_a_name_is_not_missing_because_the_resolver_could_open_no_file() -> None:
     script = """
 import resource
-from veillink.names import _getaddrinfo
+from veillink.resolver import _getaddrinfo
 _getaddrinfo("localhost")
 resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
 print(_getaddrinfo("nosuch.invalid"))
@@ -379,7 +387,7 @@ print(_getaddrinfo("nosuch.invalid"))
 
 
 def test_without_a_thread_a_name_is_not_missing(
-    book: Names, server: NameServer, monkeypatch: pytest.MonkeyPatch
+    book: Resolver, server: NameServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def apply(function: object, args: object) -> None:
         raise RuntimeError("can't start new thread")
