@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from veillink import listeners, net, server
-from veillink.limits import Descriptors
+from veillink.limits import FdBudget
 from veillink.listeners import Listeners
 from veillink.model import Address, RuleOptions, RuleSet
 from veillink.rules import parse
@@ -47,7 +47,7 @@ def start(journal: Journal) -> Iterator[Callable[..., Server]]:
     servers: list[Server] = []
 
     def _start(*rows: str, max_connections: int = 0) -> Server:
-        servers.append(Server(journal.log, "rules.csv", Descriptors(FD_LIMIT), max_connections))
+        servers.append(Server(journal.log, "rules.csv", FdBudget(FD_LIMIT), max_connections))
         servers[-1].apply(rules(*rows))
         return servers[-1]
 
@@ -558,13 +558,13 @@ def test_a_rule_may_be_removed_while_its_listener_pauses(
 def test_whatever_is_in_use_at_a_time_fits_into_the_descriptors(
     limit: int, listeners: int, splice: bool, inherited: int
 ) -> None:
-    descriptors = Descriptors(limit, splice, inherited=inherited)
-    connections = descriptors.connections(listeners)
-    in_use = 2 * (connections + descriptors.lookups + descriptors.pipes) + descriptors.beside + listeners + 22
-    in_use += descriptors.probes + descriptors.admin + inherited
+    fd_budget = FdBudget(limit, splice, inherited=inherited)
+    connections = fd_budget.connections(listeners)
+    in_use = 2 * (connections + fd_budget.lookups + fd_budget.pipes) + fd_budget.parallel_attempts + listeners + 22
+    in_use += fd_budget.probes + fd_budget.admin + inherited
     assert in_use in (limit, limit - 1)
-    assert sum(descriptors.shares(listeners).values()) == in_use
-    assert splice or not descriptors.pipes
+    assert sum(fd_budget.shares(listeners).values()) == in_use
+    assert splice or not fd_budget.pipes
 
 
 MIB = 1 << 20
@@ -584,28 +584,28 @@ def test_as_many_connections_are_held_as_fit_into_the_memory(
     memory: int, workers: int, fits: float, journal: Journal
 ) -> None:
     worker = 0 if workers == 1 else 1
-    running = Server(journal.log, "rules.csv", Descriptors(1 << 20), 0, worker=worker, memory=memory)
+    running = Server(journal.log, "rules.csv", FdBudget(1 << 20), 0, worker=worker, memory=memory)
     running.apply(RuleSet())
     running.share(workers)
     assert running.fits_memory == fits
-    assert running.gate.limit == min(fits, Descriptors(1 << 20).connections(0))
+    assert running.gate.limit == min(fits, FdBudget(1 << 20).connections(0))
 
 
 @given(st.integers(0, 1000))
 def test_what_is_needed_is_the_least_with_which_one_connection_fits(listeners: int) -> None:
     for splice, watched in ((True, True), (False, False)):
-        needed = Descriptors(0, splice, watched).needed(listeners)
-        assert Descriptors(needed, splice, watched).connections(listeners) > 0
-        assert Descriptors(needed - 1, splice, watched).connections(listeners) <= 0
+        needed = FdBudget(0, splice, watched).needed(listeners)
+        assert FdBudget(needed, splice, watched).connections(listeners) > 0
+        assert FdBudget(needed - 1, splice, watched).connections(listeners) <= 0
 
 
 @pytest.mark.parametrize(
     ("max_connections", "listeners", "limit"),
     [
-        (0, 1, Descriptors(FD_LIMIT).connections(1)),
-        (0, 101, Descriptors(FD_LIMIT).connections(101)),
+        (0, 1, FdBudget(FD_LIMIT).connections(1)),
+        (0, 101, FdBudget(FD_LIMIT).connections(101)),
         (7, 1, 7),
-        (10_000, 1, Descriptors(FD_LIMIT).connections(1)),
+        (10_000, 1, FdBudget(FD_LIMIT).connections(1)),
         (0, FD_LIMIT, 0),
     ],
 )

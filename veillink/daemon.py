@@ -21,7 +21,7 @@ from .cells import printable
 from .cgroup import memory_limit
 from .claims import Claims
 from .inbox import CUT, DUMP, LEAD, READ, RELOAD, SIGNALS, STOP, WORKER_SIGNALS, Inbox, reap_orphans
-from .limits import Descriptors
+from .limits import FdBudget
 from .log import Log
 from .member import Membership
 from .model import Address, RuleSet, Settings
@@ -111,7 +111,7 @@ class _Process:
         self._settings = settings
         self._log = log
         self._notifier = notifier
-        self._descriptors = Descriptors(
+        self._fd_budget = FdBudget(
             raise_fd_limit(),
             splice=settings.relay != "copy",
             watched=settings.admin is not None,
@@ -122,16 +122,16 @@ class _Process:
         self._server = Server(
             log,
             settings.config,
-            self._descriptors,
+            self._fd_budget,
             settings.max_connections,
             listening,
             seat.number if seat else 0,
             self._memory,
             open_at,
         )
-        self._report = Report(settings.config, self._server, self._descriptors, log)
+        self._report = Report(settings.config, self._server, self._fd_budget, log)
         self._member = Membership(seat, self._server, self._report, log)
-        self._window = AdminWindow(settings.admin, self._descriptors.admin, self._member, open_at, log)
+        self._window = AdminWindow(settings.admin, self._fd_budget.admin, self._member, open_at, log)
         self._say = self._member.say
         self._file = RulesWatch(settings.config, settings.defaults, watch=settings.watch, say=self._say)
 
@@ -292,8 +292,8 @@ class _Process:
             limits = ", ".join(off)
             self._say("warning", f"by default these limits are off: {limits}; a silent connection may stay for ever")
         listeners = len(server.listeners)
-        self._say("info", "file descriptors", limit=self._descriptors.limit, **self._descriptors.shares(listeners))
-        if server.fits_memory < self._descriptors.connections(listeners):
+        self._say("info", "file descriptors", limit=self._fd_budget.limit, **self._fd_budget.shares(listeners))
+        if server.fits_memory < self._fd_budget.connections(listeners):
             self._say("info", "memory", limit=self._memory, connections=server.fits_memory)
         log.info("ready", listeners=listeners, max_connections=server.gate.limit)
 
@@ -303,9 +303,9 @@ class _Process:
     def _obstacle(self, rules: RuleSet) -> str:
         """Return why these rules cannot be run at all, if they cannot."""
         listeners = sum(rule.ports for rule in rules.rules)
-        if self._descriptors.connections(listeners) > 0:
+        if self._fd_budget.connections(listeners) > 0:
             return ""
-        limit, needed = self._descriptors.limit, self._descriptors.needed(listeners)
+        limit, needed = self._fd_budget.limit, self._fd_budget.needed(listeners)
         return f"{needed} file descriptors are needed at least, not {limit}; raise the limit (ulimit -n)"
 
     def _reload(self) -> None:

@@ -20,7 +20,7 @@ _FEWEST: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Descriptors:
+class FdBudget:
     """How the process's file descriptors are divided.
 
     Args:
@@ -46,7 +46,7 @@ class Descriptors:
         return min(32, self.limit // 64) if self.splice else 0
 
     @property
-    def beside(self) -> int:
+    def parallel_attempts(self) -> int:
         """Addresses tried beside the first one of each connection."""
         return min(16, self.limit // 16)
 
@@ -62,7 +62,8 @@ class Descriptors:
 
     def connections(self, listeners: int) -> int:
         """Return how many connections of two descriptors fit."""
-        aside = _RESERVE + 2 * self.lookups + 2 * self.pipes + self.beside + self.probes + self.admin + self.inherited
+        single = self.parallel_attempts + self.probes + self.admin + self.inherited
+        aside = _RESERVE + 2 * self.lookups + 2 * self.pipes + single
         return (self.limit - aside - listeners) // 2
 
     def shares(self, listeners: int) -> dict[str, int]:
@@ -71,7 +72,7 @@ class Descriptors:
             "listeners": listeners + self.inherited,
             "lookups": 2 * self.lookups,
             "pipes": 2 * self.pipes,
-            "side_by_side": self.beside,
+            "side_by_side": self.parallel_attempts,
             "probes": self.probes,
             "admin": self.admin,
             "reserve": _RESERVE,

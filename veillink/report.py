@@ -15,7 +15,7 @@ from gevent.lock import BoundedSemaphore
 
 from . import __version__
 from .ledger import Ledger
-from .limits import Descriptors, Gate
+from .limits import FdBudget, Gate
 from .log import Log
 from .model import Address
 from .rows import Problem
@@ -62,17 +62,17 @@ class Report:
     Args:
         source: name of the rules' file.
         server: whose rules are shown.
-        descriptors: of the process.
+        fd_budget: of the process.
         log: whose lost lines are counted.
     """
 
-    def __init__(self, source: str, server: Shown, descriptors: Descriptors, log: Log) -> None:
+    def __init__(self, source: str, server: Shown, fd_budget: FdBudget, log: Log) -> None:
         self.phase = "starting"
         """``starting``, ``running`` or ``draining``."""
         self._source = source
         self._server = server
         self._log = log
-        self._descriptors = descriptors
+        self._fd_budget = fd_budget
         self._began = time.monotonic()
         self._last_reload: dict[str, Any] = {"time": None, "result": None, "problems": []}
         self._reloads: Counter[str] = Counter(applied=0, refused=0)
@@ -113,7 +113,7 @@ class Report:
             "phase": self.phase,
             "uptime": round(time.monotonic() - self._began, 1),
             "rates": self._rates(),
-            "limits": {"connections": self._server.gate.limit, "descriptors": self._descriptors.limit},
+            "limits": {"connections": self._server.gate.limit, "descriptors": self._fd_budget.limit},
             "totals": {
                 "active": self._server.gate.taken,
                 "connections": self._server.ledger.opened,

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Final
 
 from .ledger import Ledger
-from .limits import Descriptors, Division, Gate, fitting
+from .limits import Division, FdBudget, Gate, fitting
 from .listener import Entrance, Listener
 from .listeners import Listeners
 from .log import Log
@@ -44,7 +44,7 @@ class Server:
     Args:
         log: told about listeners that cannot be had.
         source: the name of the rules' file, for the log.
-        descriptors: what the process may have.
+        fd_budget: what the process may have.
         max_connections: the most connections at a time; 0 for as many as the descriptors allow.
         inherited: listening sockets that are there already.
         worker: the process's number among several that listen at the same addresses; 0: it is alone.
@@ -56,7 +56,7 @@ class Server:
         self,
         log: Log,
         source: str,
-        descriptors: Descriptors,
+        fd_budget: FdBudget,
         max_connections: int,
         inherited: Mapping[Address, socket.socket] = _NONE,
         worker: int = 0,
@@ -68,18 +68,18 @@ class Server:
         self.ledger = Ledger(worker * _NUMBERS)
         self.rules = RuleSet()
         self._log = log
-        self._descriptors = descriptors
+        self._fd_budget = fd_budget
         self._memory = memory
         self._max_connections = max_connections
         self._inherited = inherited
         self._shared = worker > 0
         self.leads = worker == 0
         self._listeners = Listeners(log, source, open_at, inherited, worker * _GOLDEN % 1)
-        self._resolver = Resolver(log, descriptors.lookups)
-        self._places = Places(descriptors.beside)
+        self._resolver = Resolver(log, fd_budget.lookups)
+        self._places = Places(fd_budget.parallel_attempts)
         self._ticker = Ticker()
-        self._pipes = Pipes(descriptors.pipes)
-        self._probing = Turns(descriptors.probes)
+        self._pipes = Pipes(fd_budget.pipes)
+        self._probing = Turns(fd_budget.probes)
         self._running: dict[_Key, _Running] = {}
         self._retired: dict[_Key, _Running] = {}
         self.gate.room = 0
@@ -241,7 +241,7 @@ class Server:
                     entry.interrupt(Ended(End.TARGET_RESET, "the target is down"))
 
     def _set_room(self, listeners: int) -> None:
-        room = self._descriptors.connections(listeners)
+        room = self._fd_budget.connections(listeners)
         self.gate.room = max(0, min(room, self.fits_memory))
         self.gate.most = self._max_connections or math.inf
         self.gate.wake()
