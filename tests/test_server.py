@@ -57,7 +57,7 @@ def start(journal: Journal) -> Iterator[Callable[..., Server]]:
     gevent.sleep(0)
     for each in servers:
         each.cut()
-    eventually(lambda: not any(each.gate.taken for each in servers))
+    eventually(lambda: not any(each.limiter.in_use for each in servers))
 
 
 Start = Callable[..., Server]
@@ -520,9 +520,9 @@ def test_a_client_that_gave_up_leaves_the_place_to_another_listener(
     talk = talk_to(sockets, port, backend)
     faulty.errors = first
     sockets.client(Address(HOST, port))
-    eventually(lambda: len(running.gate._waiting) == 1)
+    eventually(lambda: len(running.limiter._waiting) == 1)
     waiting = sockets.client(Address(HOST, other_port))
-    eventually(lambda: len(running.gate._waiting) == 2)
+    eventually(lambda: len(running.limiter._waiting) == 2)
     talk.close()
     assert Talk(waiting, sockets.accept(backend)).works()
 
@@ -588,7 +588,7 @@ def test_as_many_connections_are_held_as_fit_into_the_memory(
     running.apply(RuleSet())
     running.share(workers)
     assert running.fits_memory == fits
-    assert running.gate.limit == min(fits, FdBudget(1 << 20).connections(0))
+    assert running.limiter.limit == min(fits, FdBudget(1 << 20).connections(0))
 
 
 @given(st.integers(0, 1000))
@@ -613,7 +613,7 @@ def test_as_many_connections_are_held_as_descriptors_allow_and_the_operator_want
     max_connections: int, listeners: int, limit: int, start: Start, quick: None
 ) -> None:
     rows = (f"192.0.2.1:{port},{HOST},80" for port in range(1, 1 + listeners))  # this host has no such address
-    assert start(*rows, max_connections=max_connections).gate.limit == limit
+    assert start(*rows, max_connections=max_connections).limiter.limit == limit
 
 
 def test_at_the_limit_clients_wait_and_are_served_when_others_leave(
@@ -622,13 +622,13 @@ def test_at_the_limit_clients_wait_and_are_served_when_others_leave(
     running = start(row(port, backend), max_connections=2)
     talks = [talk_to(sockets, port, backend) for _ in range(2)]
     waiting = [sockets.client(Address(HOST, port)) for _ in range(3)]
-    eventually(lambda: running.gate._waiting)
+    eventually(lambda: running.limiter._waiting)
     assert all(talk.works() for talk in talks)
     for client in waiting:
         talks.pop(0).close()
         talks.append(Talk(client, sockets.accept(backend)))
         assert talks[-1].works()
-        assert running.gate.taken == 2
+        assert running.limiter.in_use == 2
 
 
 def test_a_place_goes_to_a_client_of_another_listener_too(
@@ -636,9 +636,9 @@ def test_a_place_goes_to_a_client_of_another_listener_too(
 ) -> None:
     running = start(row(port, backend), row(other_port, backend), max_connections=1)
     first = talk_to(sockets, port, backend)  # its listener asks for the next place, but nobody comes to it
-    eventually(lambda: len(running.gate._waiting) == 1)
+    eventually(lambda: len(running.limiter._waiting) == 1)
     waiting = sockets.client(Address(HOST, other_port))
-    eventually(lambda: len(running.gate._waiting) == 2)
+    eventually(lambda: len(running.limiter._waiting) == 2)
     first.close()
     waiting.sendall(b"at last")
     with gevent.Timeout(1):
@@ -654,7 +654,7 @@ def test_the_place_goes_to_the_listener_that_has_waited_longest(
     waiting = []
     for number, each in enumerate(ports[1:], 2):
         waiting.append(sockets.client(Address(HOST, each)))
-        eventually(lambda number=number: len(running.gate._waiting) == number)  # type: ignore[misc]
+        eventually(lambda number=number: len(running.limiter._waiting) == number)  # type: ignore[misc]
     for client in waiting:
         talks.pop().close()
         talks.append(Talk(client, sockets.accept(backend)))
@@ -666,7 +666,7 @@ def test_a_listener_that_waits_for_a_place_may_be_removed(
 ) -> None:
     running = start(row(port, backend), row(other_port, backend), max_connections=1)
     first = talk_to(sockets, port, backend)
-    eventually(lambda: running.gate._waiting)
+    eventually(lambda: running.limiter._waiting)
     running.apply(rules(row(other_port, backend)))
     waiting = sockets.client(Address(HOST, other_port))
     first.close()
@@ -680,7 +680,7 @@ def test_a_raised_limit_lets_those_in_who_wait(
     running = start(row(port, backend), max_connections=1)
     first = talk_to(sockets, port, backend)
     waiting = [sockets.client(Address(HOST, port)) for _ in range(3)]
-    eventually(lambda: running.gate._waiting)
+    eventually(lambda: running.limiter._waiting)
     running._max_connections = 0
     running.apply(running.rules)
     for _ in waiting:
@@ -705,7 +705,7 @@ def test_a_limit_that_is_raised_by_many_lets_the_clients_of_many_listeners_in(
     running = start(row(port, backend), wide, max_connections=1)
     talk = talk_to(sockets, port, backend)
     waiting = [sockets.client(Address(HOST, each)) for each in ports]
-    eventually(lambda: len(running.gate._waiting) >= len(waiting))
+    eventually(lambda: len(running.limiter._waiting) >= len(waiting))
     running._max_connections = 0
     running.apply(running.rules)  # wakes a listener for each rule; the others have to be woken by those
     for _ in waiting:
@@ -723,7 +723,7 @@ def test_a_place_that_a_rule_has_no_use_for_any_more_goes_to_who_waits_behind_it
     waiting = []
     for number, each in enumerate((first, second, other_port), 1):
         waiting.append(sockets.client(Address(HOST, each)))
-        eventually(lambda number=number: len(running.gate._waiting) >= number)  # type: ignore[misc]
+        eventually(lambda number=number: len(running.limiter._waiting) >= number)  # type: ignore[misc]
     talks[0].close()
     assert Talk(waiting[0], sockets.accept(backend)).works()
     talks[1].close()  # the place is offered to the second port, whose rule is full by now
@@ -766,9 +766,9 @@ def test_who_stops_accepting_lets_connections_go_on(
     with pytest.raises(ConnectionRefusedError):
         sockets.client(Address(HOST, port))
     assert talk.works()
-    assert running.gate.taken == 1
+    assert running.limiter.in_use == 1
     talk.close()
-    eventually(lambda: running.gate.taken == 0)
+    eventually(lambda: running.limiter.in_use == 0)
 
 
 def test_a_cut_ends_every_connection(
@@ -781,7 +781,7 @@ def test_a_cut_ends_every_connection(
     for far in [talk.client for talk in talks] + [talk.target for talk in talks]:
         with pytest.raises(ConnectionResetError):
             read_to_eof(far)
-    eventually(lambda: running.gate.taken == 0)
+    eventually(lambda: running.limiter.in_use == 0)
     eventually(lambda: len(journal.access()) == 3)
     assert {line["end"] for line in journal.access()} == {"drained"}
 
@@ -793,7 +793,7 @@ def test_a_cut_ends_those_too_who_were_accepted_a_moment_ago(
     with stdlib.create_connection((HOST, port)) as early:  # blocks the loop: nobody accepts meanwhile
         running.stop_accepting()
         running.cut()
-        eventually(lambda: running.gate.taken == 0, 1)
+        eventually(lambda: running.limiter.in_use == 0, 1)
         with pytest.raises(ConnectionResetError):
             early.recv(1)
         client = "{}:{}".format(*early.getsockname())
@@ -816,7 +816,7 @@ def test_what_cannot_be_changed_is_told_and_ends_nothing(
 
 
 def test_the_limit_is_a_number_from_the_first(start: Start) -> None:
-    assert start().gate.limit < float("inf")
+    assert start().limiter.limit < float("inf")
 
 
 # --- thousands of rules ----------------------------------------------------------------------------------------------
@@ -833,7 +833,7 @@ def test_limits_are_divided_among_the_workers_of_now_also_for_rules_that_are_bei
     told = gevent.spawn(running.share, 4)  # it runs as soon as others may
     running.apply(many(250, "max_connections=100"))
     assert told.ready()
-    assert {each.gate.limit for each in running._running.values()} == {25}
+    assert {each.limiter.limit for each in running._running.values()} == {25}
 
 
 def longest_turn(do: Callable[..., object], *arguments: object) -> float:
@@ -952,9 +952,9 @@ def state(running: Server) -> object:
         )
         for address, listener in running.listeners.items()
     }
-    at_work = {key: (rule.gate.limit, rule.probes is not None) for key, rule in running._running.items()}
+    at_work = {key: (rule.limiter.limit, rule.probes is not None) for key, rule in running._running.items()}
     targets = [(rule, member.address, member.up) for rule, member in running.targets()]
-    return listeners, running.down, running.rules, running.gate.limit, at_work, targets
+    return listeners, running.down, running.rules, running.limiter.limit, at_work, targets
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -225,18 +225,18 @@ class _Process:
             inbox: where notes come.
             hurry: those of them that cut at once.
         """
-        log, gate, timeout = self._log, self._server.gate, self._settings.drain_timeout
+        log, limiter, timeout = self._log, self._server.limiter, self._settings.drain_timeout
         self._member.enter("draining")
         if self._member.others_go_on:  # they show the state
             self._window.close()
         self._member.resign()
         self._server.stop_accepting()
-        self._notifier.stopping(f"draining {gate.taken} connections", timeout + LONGEST_CUT)
-        log.info("stopping", connections=gate.taken, drain_timeout=timeout)
+        self._notifier.stopping(f"draining {limiter.in_use} connections", timeout + LONGEST_CUT)
+        log.info("stopping", connections=limiter.in_use, drain_timeout=timeout)
         for _ in lived(timeout):
-            if not gate.taken or inbox.take(_DRAIN_LOOK) in hurry:
+            if not limiter.in_use or inbox.take(_DRAIN_LOOK) in hurry:
                 break
-        cut = gate.taken
+        cut = limiter.in_use
         if cut:
             log.warning("drain cut short", connections=cut)
             self._cut(inbox)
@@ -247,14 +247,14 @@ class _Process:
 
     def _cut(self, inbox: Inbox) -> None:
         """End every connection. What the exit would close gets a FIN, and looks complete: so wait while they go."""
-        gate = self._server.gate
+        limiter = self._server.limiter
         self._server.cut()
         left = math.inf
-        while 0 < gate.taken < left:
-            left = gate.taken
+        while 0 < limiter.in_use < left:
+            left = limiter.in_use
             for _ in lived(_CUT_TIME):
                 inbox.take(_DRAIN_LOOK)
-                if gate.taken < left:
+                if limiter.in_use < left:
                     break
 
     def close(self) -> None:
@@ -295,7 +295,7 @@ class _Process:
         self._say("info", "file descriptors", limit=self._fd_budget.limit, **self._fd_budget.shares(listeners))
         if server.fits_memory < self._fd_budget.connections(listeners):
             self._say("info", "memory", limit=self._memory, connections=server.fits_memory)
-        log.info("ready", listeners=listeners, max_connections=server.gate.limit)
+        log.info("ready", listeners=listeners, max_connections=server.limiter.limit)
 
     def _summary(self) -> str:
         return f"{len(self._server.rules.rules)} rules, {len(self._server.listeners)} listeners"

@@ -1,6 +1,6 @@
-"""What the process may hold: the arithmetic of its descriptors and memory, and the gates that clients wait at.
+"""What the process may hold: the arithmetic of its descriptors and memory, and the limiters that clients wait at.
 
-Rule: who finds a gate full waits in the kernel's queue; nobody is accepted and dropped.
+Rule: who finds no place waits in the kernel's queue; nobody is accepted and dropped.
 """
 
 import math
@@ -98,7 +98,7 @@ def fitting(memory: int, processes: int, workers: int) -> float:
 
 
 class Division:
-    """Among how many processes limits are divided; one for all gates, so that none has an old part."""
+    """Among how many processes limits are divided; one for all limiters, so that none has an old part."""
 
     __slots__ = ("among",)
 
@@ -107,7 +107,7 @@ class Division:
 
 
 class Waiting(Protocol):
-    """A listener that a gate can hold back."""
+    """A listener that a limiter can hold back."""
 
     @property
     def started(self) -> bool:
@@ -120,22 +120,22 @@ class Waiting(Protocol):
         """Return whether somebody waits to be accepted."""
 
 
-class Gate:
+class ConnectionLimiter:
     """How many connections may be held, and the listeners that wait for a place.
 
     Args:
         division: among whom ``most`` is divided. Everyone may hold one connection.
-        within: the process's gate, for one of a rule: a connection takes a place in both.
+        parent: the process's limiter, for one of a rule: a connection takes a place in both.
     """
 
-    def __init__(self, division: Division, within: "Gate | None" = None) -> None:
+    def __init__(self, division: Division, parent: "ConnectionLimiter | None" = None) -> None:
         self.most = math.inf
         """What all processes may hold together."""
         self.room = math.inf
         """What this process may hold, whatever the others do."""
-        self.taken = 0
+        self.in_use = 0
         self._division = division
-        self._within = within
+        self._parent = parent
         self._waiting: deque[Waiting] = deque()
 
     @property
@@ -146,29 +146,29 @@ class Gate:
 
     def _has_place(self) -> bool:
         """Return whether less than ``limit`` is taken; asked for each client, so without a division."""
-        taken = self.taken
+        taken = self.in_use
         return taken < self.room and (not taken or (taken + 1) * self._division.among <= self.most)
 
-    def full_for(self, listener: Waiting) -> bool:
+    def blocks(self, listener: Waiting) -> bool:
         """Return whether there is no place; then the listener is told when there is one."""
         if self._has_place():
-            return self._within is not None and self._within.full_for(listener)
+            return self._parent is not None and self._parent.blocks(listener)
         self._waiting.append(listener)
-        if self._within is not None:
-            self._within.wake()  # a place there that was meant for this listener is somebody else's now
+        if self._parent is not None:
+            self._parent.wake()  # a place there that was meant for this listener is somebody else's now
         return True
 
-    def enter(self) -> None:
+    def acquire(self) -> None:
         """Take a place."""
-        self.taken += 1
-        if self._within is not None:
-            self._within.taken += 1
+        self.in_use += 1
+        if self._parent is not None:
+            self._parent.in_use += 1
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """Give a place back."""
-        self.taken -= 1
-        if self._within is not None:
-            self._within.taken -= 1
+        self.in_use -= 1
+        if self._parent is not None:
+            self._parent.in_use -= 1
         self.wake()
 
     def wake(self) -> None:
@@ -179,5 +179,5 @@ class Gate:
                 listener.start_accepting()
                 if listener.has_client():
                     break
-        if self._within is not None:
-            self._within.wake()
+        if self._parent is not None:
+            self._parent.wake()

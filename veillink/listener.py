@@ -12,7 +12,7 @@ from gevent.event import Event
 from gevent.server import StreamServer
 
 from . import tasks
-from .limits import Gate
+from .limits import ConnectionLimiter
 from .model import Address
 from .net import BACKLOG, adopt, error_name, readable
 from .session import Service, send_away, serve
@@ -28,12 +28,12 @@ class Entrance:
     Args:
         service: for them.
         offset: of the address in its rule's range.
-        gate: of the rule.
+        limiter: of the rule.
     """
 
     service: Service
     offset: int
-    gate: Gate
+    limiter: ConnectionLimiter
 
 
 _ready: "list[Listener]" = []
@@ -73,11 +73,11 @@ class Listener(StreamServer):
             else:
                 serve(sock, readable(peer), self.listens_on, entrance.offset, entrance.service)
         finally:
-            entrance.gate.leave()
+            entrance.limiter.release()
 
     def full(self) -> bool:
         """Return whether there is no place left."""
-        return self.entrance.gate.full_for(self)
+        return self.entrance.limiter.blocks(self)
 
     def do_read(self) -> Any:
         """Accept one client, or return ``None``."""
@@ -85,12 +85,12 @@ class Listener(StreamServer):
         try:
             fd, peer = listening._accept()
         except BlockingIOError:
-            self.entrance.gate.wake()  # there may be more places than this listener had clients
+            self.entrance.limiter.wake()  # there may be more places than this listener had clients
             return None
         except OSError as error:
             if error.errno not in (errno.ECONNABORTED, errno.EINTR, errno.EPROTO):
                 self._pause(error)
-            self.entrance.gate.wake()
+            self.entrance.limiter.wake()
             return None
         return adopt(fd, listening.family), peer
 
@@ -112,7 +112,7 @@ class Listener(StreamServer):
 
     def do_handle(self, *args: Any) -> None:
         """Give the client its greenlet."""
-        self.entrance.gate.enter()
+        self.entrance.limiter.acquire()
         tasks.spawn(self.handle, (*args, self.entrance))
 
     def _pause(self, error: OSError) -> None:

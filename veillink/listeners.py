@@ -195,7 +195,7 @@ class Listeners:
         except OSError as error:
             self._log.error(f"cannot change {listener.listens_on}: {_reason(error, listener.listens_on)}")
         listener.entrance = entrance
-        listener.start_accepting()  # it may wait at the gate that it had before
+        listener.start_accepting()  # it may wait at the limiter that it had before
 
     # --- in the background ---
 

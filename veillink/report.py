@@ -15,7 +15,7 @@ from gevent.lock import BoundedSemaphore
 
 from . import __version__
 from .ledger import Ledger
-from .limits import FdBudget, Gate
+from .limits import ConnectionLimiter, FdBudget
 from .log import Log
 from .model import Address
 from .rows import Problem
@@ -42,7 +42,7 @@ class Shown(Protocol):
         """The account of its connections."""
 
     @property
-    def gate(self) -> Gate:
+    def limiter(self) -> ConnectionLimiter:
         """How many it may hold."""
 
     @property
@@ -113,9 +113,9 @@ class Report:
             "phase": self.phase,
             "uptime": round(time.monotonic() - self._began, 1),
             "rates": self._rates(),
-            "limits": {"connections": self._server.gate.limit, "descriptors": self._fd_budget.limit},
+            "limits": {"connections": self._server.limiter.limit, "descriptors": self._fd_budget.limit},
             "totals": {
-                "active": self._server.gate.taken,
+                "active": self._server.limiter.in_use,
                 "connections": self._server.ledger.opened,
                 "bytes_in": bytes_in,
                 "bytes_out": bytes_out,

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Final
 
 from .ledger import Ledger
-from .limits import Division, FdBudget, Gate, fitting
+from .limits import ConnectionLimiter, Division, FdBudget, fitting
 from .listener import Entrance, Listener
 from .listeners import Listeners
 from .log import Log
@@ -64,7 +64,7 @@ class Server:
         open_at: Callable[..., socket.socket] = listen,
     ) -> None:
         self.division = Division()
-        self.gate = Gate(self.division)
+        self.limiter = ConnectionLimiter(self.division)
         self.ledger = Ledger(worker * _NUMBERS)
         self.rules = RuleSet()
         self._log = log
@@ -82,7 +82,7 @@ class Server:
         self._probing = Turns(fd_budget.probes)
         self._running: dict[_Key, _Running] = {}
         self._retired: dict[_Key, _Running] = {}
-        self.gate.room = 0
+        self.limiter.room = 0
         watch_resets()
 
     @property
@@ -129,7 +129,7 @@ class Server:
         gone = [(key, each) for key, each in unhurried((self._retired | before).items()) if key not in running]
         wanted = self._entrances(running)
         hosts, names = _host_names(rules), {rule.name for rule in unhurried(rules.rules)}
-        self._retired = {key: each for key, each in gone if each.gate.taken}
+        self._retired = {key: each for key, each in gone if each.limiter.in_use}
         self._running, self.rules = running, rules
         self.ledger.keep(names)
         self._resolver.keep(hosts)
@@ -139,7 +139,7 @@ class Server:
             if running.get(key) is not each:
                 each.stop_probes()
         for each in unhurried(running.values()):
-            each.gate.wake()
+            each.limiter.wake()
         self._listeners.report(rules, tried_again=not starting or self.can_go_on)
         return changes
 
@@ -149,7 +149,7 @@ class Server:
             self.division.among = workers
             self._set_room(len(self._listeners.wanted))
             for running in self._running.values():
-                running.gate.wake()
+                running.limiter.wake()
 
     def lead(self) -> None:
         """Be the one that listens at UNIX sockets, which cannot be shared."""
@@ -202,7 +202,7 @@ class Server:
     def _entrances(self, running: "Mapping[_Key, _Running]") -> dict[Address, Entrance]:
         places = ((each, address, n) for each in running.values() for address, n in each.service.rule.listens())
         return {
-            address: Entrance(each.service, offset, each.gate)
+            address: Entrance(each.service, offset, each.limiter)
             for each, address, offset in unhurried(places)
             if self.leads or not address.is_unix or address in self._inherited
         }
@@ -219,12 +219,12 @@ class Server:
             rule.options.retry_interval,
         )
         service = Service(rule, route, self.ledger, self._ticker, self._pipes, self._log)
-        gate = last.gate if last else Gate(self.division, self.gate)
-        gate.most = rule.options.max_connections or math.inf
+        limiter = last.limiter if last else ConnectionLimiter(self.division, self.limiter)
+        limiter.most = rule.options.max_connections or math.inf
         probes = (
             Probes(route, rule.options, self._probing, random.random) if rule.options.health is Health.TCP else None
         )
-        return _Running(service, gate, probes)
+        return _Running(service, limiter, probes)
 
     def _turned(self, rule: Rule, member: Member, reason: str) -> None:
         """Tell that a target went out or came back."""
@@ -242,9 +242,9 @@ class Server:
 
     def _set_room(self, listeners: int) -> None:
         room = self._fd_budget.connections(listeners)
-        self.gate.room = max(0, min(room, self.fits_memory))
-        self.gate.most = self._max_connections or math.inf
-        self.gate.wake()
+        self.limiter.room = max(0, min(room, self.fits_memory))
+        self.limiter.most = self._max_connections or math.inf
+        self.limiter.wake()
 
 
 _Key = tuple[Address, int]  # of a rule
@@ -255,7 +255,7 @@ class _Running:
     """A rule at work."""
 
     service: Service
-    gate: Gate
+    limiter: ConnectionLimiter
     probes: Probes | None
 
     def stop_probes(self) -> None:
