@@ -62,6 +62,15 @@ def eventually(condition: Callable[[], Any], seconds: float = 5.0, what: str = "
     return answer
 
 
+def open_in(pid: int) -> list[str]:
+    """Return what each descriptor of a process leads to, but those that it closes meanwhile (proc(5), fd)."""
+    found: list[str] = []
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.append(str(fd.readlink()))
+    return found
+
+
 def reset(sock: socket.socket) -> None:
     """Close with RST."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from .conftest import Serve, Start
-from .harness import HOST, VeilLink, echo, eventually, failing, free_port, nobody_listens, read_exactly, saying
+from .harness import HOST, VeilLink, echo, eventually, failing, free_port, nobody_listens, open_in, read_exactly, saying
 from .namespace import Network
 
 _TIME_WAIT, _LISTEN = "06", "0A"
@@ -25,7 +25,7 @@ def sockets(veillink: VeilLink, state: str) -> list[tuple[int, str]]:
 
 def listening(veillink: VeilLink) -> dict[int, str]:
     """Return the inode of each of its IPv4 listening sockets, by port: it is the same as long as the socket is."""
-    own = {str(fd.readlink()) for fd in Path(f"/proc/{veillink.pid}/fd").iterdir()}
+    own = set(open_in(veillink.pid))
     return {port: inode for port, inode in sockets(veillink, _LISTEN) if f"socket:[{inode}]" in own}
 
 

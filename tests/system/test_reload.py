@@ -26,6 +26,7 @@ from .harness import (
     exchange,
     free_port,
     nobody_listens,
+    open_in,
     read_exactly,
     read_to_eof,
     saying,
@@ -50,7 +51,7 @@ def listening(veillink: VeilLink) -> dict[int, str]:
     """Return its listening sockets by port: ``socket:[inode]`` is the same for as long as the socket is."""
     lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     ports = {f"socket:[{line[9]}]": int(line[1].partition(":")[2], 16) for line in lines if line[3] == "0A"}
-    own = [str(fd.readlink()) for fd in Path(f"/proc/{veillink.pid}/fd").iterdir()]
+    own = open_in(veillink.pid)
     return {ports[link]: link for link in own if link in ports}
 
 

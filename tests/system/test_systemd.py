@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from .conftest import Forward, Serve, Start
-from .harness import HOST, VEILLINK, echo, free_port, read_exactly, saying
+from .harness import HOST, VEILLINK, echo, free_port, open_in, read_exactly, saying
 from .manager import Manager
 from .window import Window
 
@@ -134,7 +134,7 @@ def test_a_socket_that_was_handed_over_is_accepted_from(
     listening, child, said = handed
     with socket.create_connection(listening.getsockname(), 10) as sock:
         assert read_exactly(sock, 6) == b"handed"
-    theirs = [str(fd.readlink()) for fd in Path(f"/proc/{child.pid}/fd").iterdir()]
+    theirs = open_in(child.pid)
     mine = str(Path(f"/proc/self/fd/{listening.fileno()}").readlink())
     assert theirs.count(mine) == 2  # the one that was handed over, and the listener's copy
     (shares,) = [line for line in said if "file descriptors" in line]
