@@ -76,7 +76,7 @@ def run_workers(settings: Settings) -> int:
         if board is None:
             journal.say("error", f"not started: {obstacle}")
             return 1
-        fleet = _Application(settings, board)
+        fleet = _Application(settings)
         for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS"):
             os.environ.pop(name, None)  # gunicorn would say READY before any worker is
         gc.collect()
@@ -118,9 +118,8 @@ def _shared(settings: Settings, listening: Mapping[Address, socket.socket]) -> s
 
 
 class _Application(BaseApplication):
-    def __init__(self, settings: Settings, board: Scoreboard) -> None:
+    def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._board = board
         super().__init__()
 
     def load_config(self) -> None:

@@ -197,20 +197,11 @@ def _process() -> dict[str, float]:
     return of_process()
 
 
-def _failure(do: Callable[[Any], None], what: object) -> str:
-    """Do something in a thread, and return why it failed; the loop would print a traceback of what a thread raises."""
-    try:
-        do(what)
-    except OSError as error:
-        return error.strerror or str(error)
-    return ""
-
-
 def _aside(ask: Callable[..., _T], *what: object) -> _T:
-    """Return what is found in a thread.
+    """Return what is found in a thread; the loop would print a traceback of what leaves one by itself.
 
     Raises:
-        OSError: no descriptor is left.
+        OSError: as it does.
     """
 
     def answer() -> _T | OSError:
@@ -247,7 +238,7 @@ class FleetReport:
     def publish(self) -> None:
         """Show the others the state of this worker; one at a time, so that an older one never replaces a newer."""
         with self._turn:
-            self._aside(self._seat.publish, self._report.status())
+            self._publish(self._seat.publish, self._report.status())
 
     def publish_forever(self) -> None:
         """Do it again and again."""
@@ -259,11 +250,15 @@ class FleetReport:
         """Show the others the live connections of this worker, as long as somebody asks for them."""
         while True:
             if self._seat.board.is_asked_for_connections():
-                self._aside(self._seat.publish_connections, list(self._report.connections()))
+                self._publish(self._seat.publish_connections, list(self._report.connections()))
             gevent.sleep(_PUBLISH)
 
-    def _aside(self, publish: Callable[[Any], None], what: object) -> None:
-        reason = get_hub().threadpool.apply(_failure, (publish, what))
+    def _publish(self, publish: Callable[[Any], None], what: object) -> None:
+        reason = ""
+        try:
+            _aside(publish, what)
+        except OSError as error:
+            reason = error.strerror or str(error)
         if reason and not self._hidden:  # said once, and not twice a second
             self._log.limited("the other workers cannot show this one", reason, reason=reason)
         self._hidden = bool(reason)
