@@ -11,8 +11,16 @@ Every option is a variable: VEILLINK_ADMIN, VEILLINK_DRAIN_TIMEOUT, … (see vei
 
 import math
 
-from veillink.options import from_environment
-from veillink.workers import Worker, child_exit, nworkers_changed, on_exit, on_starting, pre_exec, pre_fork
+from veillink.workers import (
+    Worker,
+    child_exit,
+    from_environment,
+    nworkers_changed,
+    on_exit,
+    on_starting,
+    pre_exec,
+    pre_fork,
+)
 
 __all__ = ["child_exit", "nworkers_changed", "on_exit", "on_starting", "pre_exec", "pre_fork"]
 

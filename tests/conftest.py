@@ -13,9 +13,9 @@ import gevent
 import pytest
 from gevent.hub import get_hub
 
-from veillink import daemon
-from veillink.inbox import SIGNALS, Inbox
-from veillink.stream import watch_resets
+from veillink.daemon import process as daemon
+from veillink.daemon.commands import SIGNALS, Command, CommandQueue
+from veillink.net.peer_watch import watch_resets
 
 from .sockets import Journal, Sockets
 
@@ -81,20 +81,20 @@ def journal(hub: None, tmp_path: Path) -> Iterator[Journal]:
 
 
 @pytest.fixture
-def signals(hub: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Inbox]]:
-    """Take the signals back afterwards from every daemon that the test has run, and every inbox that it has made."""
-    inboxes: list[Inbox] = []
+def signals(hub: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[CommandQueue]]:
+    """Take the signals back afterwards from every daemon that the test has run, and every commands that it has made."""
+    queues: list[CommandQueue] = []
 
-    class _Kept(Inbox):
-        def __init__(self, signals: Mapping[signal.Signals, str]) -> None:
+    class _Kept(CommandQueue):
+        def __init__(self, signals: Mapping[signal.Signals, Command]) -> None:
             super().__init__(signals)
-            inboxes.append(self)
+            queues.append(self)
 
-    monkeypatch.setattr(daemon, "Inbox", _Kept)
+    monkeypatch.setattr(daemon, "CommandQueue", _Kept)
     yield _Kept
     gevent.sleep(0.01)  # the loop keeps a signal that is still on its way for the next daemon
-    for inbox in inboxes:
-        for watcher in inbox._watchers:
+    for commands in queues:
+        for watcher in commands._watchers:
             watcher.stop()
             watcher.close()
     for number in SIGNALS:

@@ -16,8 +16,8 @@ from gevent import socket
 
 from veillink.log import Log
 from veillink.model import Address
-from veillink.net import adopt
-from veillink.stream import Stream
+from veillink.net.sockets import adopt
+from veillink.net.stream import Stream
 
 from .system.harness import HOST
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import veillink
-from veillink.cells import OPTIONS
+from veillink.config.options import OPTIONS
+from veillink.config.settings import parser
 from veillink.model import RuleOptions, Target
-from veillink.options import parser
 
 PACKAGE = Path(veillink.__file__).parent
 OF_TARGETS = {"weight", "backup"}

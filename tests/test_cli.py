@@ -15,9 +15,9 @@ import pytest
 import veillink
 from veillink import cli
 from veillink.cli import main
+from veillink.config.settings import admin_settings, from_environment, parser, unknown_variables
 from veillink.log import LEVELS, Log
 from veillink.model import Address, Rule, RuleOptions, Settings, Target
-from veillink.options import from_environment, parser, unknown_variables, window
 
 from .sockets import Sockets, address_of, eventually
 from .system.harness import HOST, free_port
@@ -200,14 +200,14 @@ def test_the_command_line_goes_before_the_environment_and_that_before_the_settin
 def test_a_name_for_the_window_is_all_its_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     both = [(socket.AF_INET6, 1, 6, "", ("::1", 0, 0, 0)), (socket.AF_INET, 1, 6, "", ("127.0.0.1", 0))]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [*both, *both])
-    shown = window(parser().parse_args(["--admin=localhost:9", "--admin-host", "a.example", "b,c"]))
+    shown = admin_settings(parser().parse_args(["--admin=localhost:9", "--admin-host", "a.example", "b,c"]))
     assert shown is not None
     assert shown.addresses == (Address("::1", 9), Address("127.0.0.1", 9))
     assert shown.names == {"localhost", "a.example", "b", "c"}
     elsewhere = [*both, (socket.AF_INET, 1, 6, "", ("192.0.2.1", 0))]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: elsewhere)
     with pytest.raises(SystemExit):
-        window(parser().parse_args(["--admin=localhost:9"]))
+        admin_settings(parser().parse_args(["--admin=localhost:9"]))
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from veillink import metrics
-from veillink.cells import OPTIONS
+from tests.fleet.test_merge import state
+from veillink.admin import exposition as metrics
+from veillink.config.options import OPTIONS
+from veillink.config.settings import parser
 from veillink.model import End
-from veillink.options import parser
-
-from .test_merge import state
 
 README = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
 

@@ -1,3 +1,23 @@
-"""VeilLink: a TCP forwarder configured with one CSV line per port."""
+"""VeilLink: a TCP forwarder configured with one CSV line per port.
+
+The folders are the way of the data, and imports go down this list only::
+
+    __main__  cli   command line, wiring, exit codes
+    workers         the name by which gunicorn's own command finds the workers
+    fleet/          several processes under gunicorn: launch, master, worker, hooks, member, scoreboard, view
+    daemon/         one process's life: commands, membership, supervisor, pidfile, admin endpoint
+    server/         rules become listeners: server, listeners, listener, fd_budget
+    admin/          what is shown: status, exposition, pages, http, console
+    proxy/          ONE CONNECTION: session (the story), service, limiter, pool, health, upstream, relay
+    config/         text in, rules out: settings, source, watch, rules, conflicts, rows, options, values
+    net/            the kernel, one job each: stream, dial, resolver, listening, sockets, pipes, ticker, greenlets
+    stats/          ledger: every connection's account, live and in totals
+    log  text       lines that never block; escaping for people
+    model           the nouns: frozen values; End, the closed list of endings
+
+A connection: ``server.listener`` accepts, ``proxy.session`` tells its story, ``proxy.upstream`` and ``net.dial`` find
+its target, ``proxy.relay`` moves its bytes, ``stats.ledger`` keeps its account.
+A change: ``config.watch`` sees it, ``rows`` and ``rules`` read it, ``RuleSet.diff`` compares, ``server.apply`` swaps.
+"""
 
 __version__ = "1.0.0"

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import Field, fields
 from typing import Any
 
-from .cells import printable
-from .daemon import run
-from .log import opened
-from .model import Rule, RuleOptions, Settings, Target, Window
-from .options import defaults, parser, settings, unknown_variables, window
-from .rules_file import read_rules
+from veillink.config.settings import admin_settings, defaults, parser, settings, unknown_variables
+from veillink.config.source import read_rules
+from veillink.daemon.process import run
+from veillink.log import opened
+from veillink.model import AdminSettings, Rule, RuleOptions, Settings, Target
+from veillink.text import printable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,23 +32,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.check:
         return _check(options.config, defaults(options))
     if options.status:
-        asked = window(options)
+        asked = admin_settings(options)
         if asked is None:
             parser().error("--status needs --admin, the address of the VeilLink to ask")
         return _status(asked, as_json=options.json)
     return _run(settings(options))
 
 
-def _status(window: Window, *, as_json: bool) -> int:
-    from .console import NoAnswer, ask, tables  # 0.1 s and 10 MiB that forwarding does not need
+def _status(admin: AdminSettings, *, as_json: bool) -> int:
+    from veillink.admin.console import NoAnswer, ask, tables  # 0.1 s and 10 MiB that forwarding does not need
 
     try:
-        status, connections = ask(window)
+        status, connections = ask(admin)
     except NoAnswer as why:
         print(f"veillink: error: {printable(str(why))}", file=sys.stderr)
         return 1
     if as_json:
-        return 0 if _say([json.dumps(status | {"live": connections}, indent=2)]) else 1
+        return 0 if _write_stdout([json.dumps(status | {"live": connections}, indent=2)]) else 1
     return 0 if _write(tables(status, connections, sys.stdout)) else 1
 
 
@@ -63,7 +63,7 @@ def _run(settings: Settings) -> int:
         print("veillink: error: --workers needs a working directory, and this one was removed", file=sys.stderr)
         return 1
     try:
-        from .master import run_workers  # gunicorn is an extra
+        from veillink.fleet.launch import run_workers  # gunicorn is an extra
     except ModuleNotFoundError as error:
         print(f"veillink: error: --workers needs {error.name}: pip install 'gunicorn>=27,<28'", file=sys.stderr)
         return 2
@@ -74,11 +74,11 @@ def _check(path: str, defaults: RuleOptions) -> int:
     rules, problems, notices = read_rules(path, defaults)
     lines = [notice.at(path) for notice in notices]
     lines += [_describe(rule) for rule in rules.rules] + [problem.at(path) for problem in problems]
-    said = _say([*lines, f"{printable(path)}: {len(rules.rules)} rules, {len(problems)} problems"])
-    return 0 if said and not problems else 1
+    written = _write_stdout([*lines, f"{printable(path)}: {len(rules.rules)} rules, {len(problems)} problems"])
+    return 0 if written and not problems else 1
 
 
-def _say(lines: Sequence[str]) -> bool:
+def _write_stdout(lines: Sequence[str]) -> bool:
     encoding = sys.stdout.encoding if sys.stdout else "utf-8"
     return _write("".join(f"{line}\n" for line in lines).encode(encoding, "backslashreplace"))
 

@@ -1,6 +1,6 @@
 """The nouns: frozen values that every other module speaks of, with every default in one place."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, NamedTuple
@@ -44,6 +44,10 @@ class Ended(Exception):  # noqa: N818 - an ending is not an error
         super().__init__(end, detail)
         self.end = end
         self.detail = detail
+
+
+class StartupError(Exception):
+    """VeilLink cannot start; the message says why, and what to do."""
 
 
 _UNIX: Final = "unix:"
@@ -212,14 +216,47 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
+class Diff:
+    """How one set of rules differs from an older one; rules are the same by their ``key``.
+
+    Args:
+        added: rules that are only in the new set.
+        removed: rules that are only in the old set.
+        changed: the new form of rules that are in both and differ.
+        same: the new form of rules that are in both and do not differ.
+    """
+
+    added: tuple[Rule, ...]
+    removed: tuple[Rule, ...]
+    changed: tuple[Rule, ...]
+    same: tuple[Rule, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class RuleSet:
     """Everything one configuration file asks for: rules whose listen addresses do not overlap."""
 
     rules: tuple[Rule, ...] = ()
 
+    def diff(self, new: "RuleSet", paced: Callable[[Iterable[Rule]], Iterable[Rule]] = iter) -> Diff:
+        """Return how a newer set differs, each part in its own set's order.
+
+        Args:
+            new: the newer one.
+            paced: goes over thousands of rules and lets others work in between.
+        """
+        removed = {rule.key: rule for rule in paced(self.rules)}
+        added: list[Rule] = []
+        changed: list[Rule] = []
+        same: list[Rule] = []
+        for rule in paced(new.rules):
+            was = removed.pop(rule.key, None)
+            (added if was is None else same if was == rule else changed).append(rule)
+        return Diff(tuple(added), tuple(removed.values()), tuple(changed), tuple(same))
+
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class AdminSettings:
     """Where the state is shown over HTTP.
 
     Args:
@@ -260,6 +297,6 @@ class Settings:
     log_format: str
     log_level: str
     access_log: bool
-    admin: Window | None
+    admin: AdminSettings | None
     defaults: RuleOptions
     warnings: tuple[str, ...] = ()

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from .admin_client import AdminClient
 from .ends import Ends
 from .harness import HOST, Backend, Handler, VeilLink, running
 from .manager import Manager
 from .namespace import Network
-from .window import Window
 
 Start = Callable[..., VeilLink]
 Serve = Callable[..., Backend]
@@ -82,9 +82,9 @@ def hold(start: Callable[..., VeilLink]) -> Iterator[Hold]:
 
 
 @pytest.fixture
-def window() -> Window:
-    """Choose a place for a window; its ``option`` opens it."""
-    return Window()
+def admin() -> AdminClient:
+    """Choose a place for a admin; its ``option`` opens it."""
+    return AdminClient()
 
 
 @pytest.fixture(params=["path", "abstract"])

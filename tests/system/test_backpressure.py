@@ -109,7 +109,7 @@ SLOWED = [
 @pytest.mark.skipif(not shutil.which("strace"), reason="needs strace")
 @pytest.mark.usefixtures("relay")
 def test_a_transfer_that_never_pauses_leaves_room_for_small_talk(network: Network, hold: Hold) -> None:
-    for buffers in ("ipv4/tcp_rmem", "ipv4/tcp_wmem"):  # otherwise the first window is no longer than one read
+    for buffers in ("ipv4/tcp_rmem", "ipv4/tcp_wmem"):  # otherwise the first admin is no longer than one read
         network.set(buffers, "4096 4194304 16777216")
     ends = hold(before=SLOWED)
     source, sink = ends.pair()

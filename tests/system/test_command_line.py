@@ -443,7 +443,7 @@ def test_importing_the_package_changes_nothing_in_the_importing_program(tmp_path
     code = (
         "import signal, socket, sys, threading, time\n"
         "before = [socket.socket, time.sleep, threading.Thread.start, signal.getsignal(signal.SIGINT)]\n"
-        "import veillink.daemon, veillink.cli\n"
+        "import veillink.daemon.process, veillink.cli\n"
         "print(before == [socket.socket, time.sleep, threading.Thread.start, signal.getsignal(signal.SIGINT)])\n"
         "print(threading.active_count())\n"
     )

@@ -13,9 +13,9 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
+from .admin_client import AdminClient
 from .conftest import Serve, Start
 from .harness import HOST, Backend, VeilLink, echo, eventually, free_port, listens, read_exactly
-from .window import Window
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
@@ -38,15 +38,15 @@ class Page:
 
     Args:
         browser: shows it.
-        veillink: forwards ``page`` to its own window.
-        window: that one.
+        veillink: forwards ``page`` to its own admin.
+        admin: that one.
         url: of the page.
     """
 
-    def __init__(self, browser: webdriver.Chrome, veillink: VeilLink, window: Window, url: str) -> None:
+    def __init__(self, browser: webdriver.Chrome, veillink: VeilLink, admin: AdminClient, url: str) -> None:
         self.browser = browser
         self.veillink = veillink
-        self.window = window
+        self.admin = admin
         browser.get_log("browser")  # type: ignore[no-untyped-call]
         browser.get(url)
         self.eventually(lambda: self.rule("page"), "the first look")
@@ -87,9 +87,9 @@ Open = Callable[[str], Page]
 @pytest.fixture
 def show(browser: webdriver.Chrome, start: Start) -> Open:
     def _show(rows: str) -> Page:
-        window, page = Window(), free_port()
-        own = f"{HOST}:{page},{HOST},{window.port},name=page\n"
-        return Page(browser, start(own + rows, window.option), window, f"http://{HOST}:{page}/")
+        admin, page = AdminClient(), free_port()
+        own = f"{HOST}:{page},{HOST},{admin.port},name=page\n"
+        return Page(browser, start(own + rows, admin.option), admin, f"http://{HOST}:{page}/")
 
     return _show
 
@@ -108,13 +108,13 @@ def test_what_it_shows_is_what_the_state_says(show: Open, backend: Serve) -> Non
             read_exactly(client, 700)
         page.eventually(lambda: (page.rule("web") or [])[3:4] == ["3"], "three live connections")
         page.eventually(lambda: size(2100) in (page.rule("web") or []), "the bytes")
-        web, shown = page.window.rule("web"), page.rule("web")
+        web, shown = page.admin.rule("web"), page.rule("web")
         assert shown is not None
         assert shown[1] == f"{web['listen']} up"
         assert shown[2] == f"{HOST}:{port} up · 3 live"
         assert shown[3:7] == ["3", "3", size(web["bytes_in"]), size(web["bytes_out"])]
         assert shown[8] == "none"
-        listed = {(c["rule"], c["client"], c["target"]) for c in page.window.json("/api/connections")}
+        listed = {(c["rule"], c["client"], c["target"]) for c in page.admin.json("/api/connections")}
         assert {tuple(row[1:4]) for row in page.live()} == {each for each in listed if each[0] == "web"}
     page.eventually(lambda: (page.rule("web") or [])[3:5] == ["0", "3"], "their end")
     assert page.browser.get_log("browser") == []  # type: ignore[no-untyped-call]
@@ -180,7 +180,7 @@ http {{
   uwsgi_temp_path {folder}; scgi_temp_path {folder};
   server {{
     listen {host}:{port};
-    location /veillink/ {{ proxy_pass http://{host}:{window}/; proxy_set_header Host proxy.example; }}
+    location /veillink/ {{ proxy_pass http://{host}:{admin}/; proxy_set_header Host proxy.example; }}
   }}
 }}
 """
@@ -190,15 +190,15 @@ http {{
 def test_it_works_under_a_path_of_another_server(
     browser: webdriver.Chrome, start: Start, backend: Serve, tmp_path: Path
 ) -> None:
-    window, front = Window(), free_port()
-    conf = NGINX.format(folder=tmp_path, host=HOST, port=front, window=window.port)
+    admin, front = AdminClient(), free_port()
+    conf = NGINX.format(folder=tmp_path, host=HOST, port=front, admin=admin.port)
     (tmp_path / "nginx.conf").write_text(conf)
     rows = f"{HOST}:{{port}},{HOST},{backend(echo).port},name=page\n"
-    veillink = start(rows, window.option, "--admin-host=proxy.example")
+    veillink = start(rows, admin.option, "--admin-host=proxy.example")
     nginx = subprocess.Popen(["nginx", "-c", tmp_path / "nginx.conf"])
     try:
         eventually(lambda: listens(front), 10, "nginx")
-        page = Page(browser, veillink, window, f"http://{HOST}:{front}/veillink/")
+        page = Page(browser, veillink, admin, f"http://{HOST}:{front}/veillink/")
         assert page.find("footer a").get_attribute("href") == f"http://{HOST}:{front}/veillink/metrics"
         assert not page.text("#lost")
     finally:

@@ -11,7 +11,7 @@ from contextlib import closing
 
 import pytest
 
-from veillink.stream import Stream
+from veillink.net.stream import Stream
 
 from .conftest import Forward, Hold
 from .ends import MIB, SIDES, Side, Unready, Upload, digest_to_eof, most_in_the_kernel, push, wait_until_received

@@ -17,12 +17,12 @@ from pathlib import Path
 import gevent
 import pytest
 
-from veillink.cells import parse_window
+from veillink.config.values import parse_admin
 from veillink.model import Address
 
+from .admin_client import AdminClient
 from .conftest import Forward, Serve
 from .harness import HOST, VEILLINK, echo, eventually, free_port, read_exactly
-from .window import Window
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -70,13 +70,13 @@ class Supervised:
 
     def veillink(self) -> int:
         """Return the pid of its VeilLink."""
-        for entry in Path("/proc").iterdir():
+        for connection in Path("/proc").iterdir():
             try:
-                arguments = (entry / "cmdline").read_bytes().split(b"\0")
+                arguments = (connection / "cmdline").read_bytes().split(b"\0")
             except (OSError, ValueError):
                 continue
             if str(self.config).encode() in arguments and any(a.endswith(b"/veillink") for a in arguments):
-                return int(entry.name)
+                return int(connection.name)
         raise AssertionError(f"no VeilLink in {self.log.read_text()}")
 
 
@@ -187,10 +187,12 @@ def health_check(**env: str) -> int:
     return subprocess.run([sys.executable, *arguments], env=os.environ | env, check=False, timeout=30).returncode
 
 
-def test_the_image_s_health_check_asks_where_it_shows_its_state_and_no_proxy(forward: Forward, window: Window) -> None:
+def test_the_image_s_health_check_asks_where_it_shows_its_state_and_no_proxy(
+    forward: Forward, admin: AdminClient
+) -> None:
     proxy = {name: f"http://{HOST}:{free_port()}" for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY")}
-    veillink = forward(echo, "", window.option)
-    asked = {"VEILLINK_ADMIN": f"{HOST}:{window.port}"} | proxy
+    veillink = forward(echo, "", admin.option)
+    asked = {"VEILLINK_ADMIN": f"{HOST}:{admin.port}"} | proxy
     assert health_check(**asked) == 0
     assert health_check(**asked, VEILLINK_ADMIN_TOKEN="another") == 0
     assert health_check(**proxy) == 0  # nothing is shown
@@ -202,7 +204,7 @@ def test_the_manifest_can_be_scraped_and_reached() -> None:
     """An annotation knows no token, and a cluster may have IPv6 alone."""
     text = (DEPLOY / "kubernetes.yaml").read_text()
     (address,) = re.findall(r'VEILLINK_ADMIN, value: "(.*)"', text)
-    assert parse_window(address) == (Address("", 8079), "")
+    assert parse_admin(address) == (Address("", 8079), "")
     assert ("VEILLINK_ADMIN_TOKEN" in text, "prometheus.io/scrape:" in text) == (True, False)
 
 

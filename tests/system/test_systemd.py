@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from .admin_client import AdminClient
 from .conftest import Forward, Serve, Start
 from .harness import HOST, VEILLINK, echo, free_port, open_in, read_exactly, saying
 from .manager import Manager
-from .window import Window
 
 UNIT = Path(__file__).parents[2] / "deploy" / "veillink.service"
 
@@ -87,14 +87,14 @@ def test_a_refused_reload_is_told_whatever_the_path_looks_like(
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root, and unshare (Debian)")
-def test_what_the_unit_hides_of_proc_hides_no_metric(start: Start, backend: Serve, window: Window) -> None:
+def test_what_the_unit_hides_of_proc_hides_no_metric(start: Start, backend: Serve, admin: AdminClient) -> None:
     """ProcSubset=pid takes /proc/stat away, from which the process's start is reckoned, and then all about it goes."""
     names = {"ProtectProc": "hidepid", "ProcSubset": "subset"}
     found = re.findall(r"^(ProtectProc|ProcSubset)=(\w+)$", UNIT.read_text(), re.MULTILINE)
     hidden = ",".join(f"{names[name]}={value}" for name, value in found)
     mount = ("unshare", "--mount", "sh", "-c", f'mount -t proc -o {hidden} proc /proc && exec "$@"', "sh")
-    start(f"{HOST}:{{port}},{HOST},{backend(echo).port}\n", window.option, before=mount)
-    shown = {name for name, _ in window.metrics()}
+    start(f"{HOST}:{{port}},{HOST},{backend(echo).port}\n", admin.option, before=mount)
+    shown = {name for name, _ in admin.metrics()}
     assert {f"process_{name}" for name in ("cpu_seconds_total", "open_fds", "resident_memory_bytes")} <= shown
 
 

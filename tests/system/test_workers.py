@@ -21,8 +21,9 @@ from typing import Any
 
 import pytest
 
-from veillink.cgroup import usable_cpus
+from veillink.net.cgroup import usable_cpus
 
+from .admin_client import AdminClient
 from .conftest import Serve, Start
 from .harness import (
     HOST,
@@ -40,7 +41,6 @@ from .load import Load
 from .manager import Manager
 from .namespace import Network
 from .test_reload import Visitors
-from .window import Window
 
 CONF = Path(__file__).parents[2] / "deploy" / "gunicorn.conf.py"
 
@@ -323,7 +323,7 @@ def test_a_master_without_descriptors_goes_on_when_it_has_some_again(fleet: Floc
 
 
 def test_workers_do_without_what_they_share_when_somebody_removes_it(
-    fleet: Flock, backend: Serve, window: Window
+    fleet: Flock, backend: Serve, admin: AdminClient
 ) -> None:
     """None of what decides is in that folder: how many they are, who leads, and whether any has ever served."""
     echoes, limited = backend(echo).port, free_port()
@@ -331,9 +331,9 @@ def test_workers_do_without_what_they_share_when_somebody_removes_it(
         path = f"{folder}/listen"
         rows = f"{HOST}:{{port}},{HOST},{echoes},name=web\nunix:{path},{HOST},{echoes}\n"
         rows += f"{HOST}:{limited},{HOST},{echoes},max_connections=2\n"
-        flock = fleet(rows, window.option, "--no-watch")
+        flock = fleet(rows, admin.option, "--no-watch")
         veillink, good = flock.veillink, flock.veillink.config.read_text()
-        board = board_of(veillink.pid)
+        scoreboard = scoreboard_of(veillink.pid)
         leader = veillink.logged("^rule$")[0]["worker"]
         (follower,) = [line["pid"] for line in veillink.logged(" starts$") if line["worker"] != leader]
         waiting = [stack.enter_context(veillink.connect(limited)) for _ in range(30)]
@@ -346,22 +346,22 @@ def test_workers_do_without_what_they_share_when_somebody_removes_it(
             assert sock.recv(1) == b"x"
         with clients(veillink, 20) as socks:
             holders = flock.holders(socks)
-            shutil.rmtree(board)
-            eventually(lambda: board.exists() and window.get("/readyz")[0] == 200, what="it is there again")
+            shutil.rmtree(scoreboard)
+            eventually(lambda: scoreboard.exists() and admin.get("/readyz")[0] == 200, what="it is there again")
             veillink.config.write_text("nonsense,,\n")
-            shutil.rmtree(board)
+            shutil.rmtree(scoreboard)
             os.kill(follower, signal.SIGKILL)
             eventually(lambda: len(veillink.logged("not started: no rule")) >= 2, what="it is tried again and again")
             veillink.config.write_text(good)
             eventually(lambda: len(veillink.logged("^ready$")) == 3, what="the second worker")
-            shutil.rmtree(board, ignore_errors=True)
+            shutil.rmtree(scoreboard, ignore_errors=True)
             veillink.send(signal.SIGHUP)
-            eventually(lambda: window.get("/readyz")[0] == 200, what="ready")
+            eventually(lambda: admin.get("/readyz")[0] == 200, what="ready")
             for sock, holder in zip(socks, holders, strict=True):
                 if holder != follower:
                     exchange(sock)
             others = sum(holder != follower for holder in holders)
-            eventually(lambda: window.rule("web")["active"] == others, what="all are shown")
+            eventually(lambda: admin.rule("web")["active"] == others, what="all are shown")
         assert echoes_at(path)
         assert not veillink.logged("cannot listen")
         more = [stack.enter_context(veillink.connect(limited)) for _ in range(30)]
@@ -381,19 +381,19 @@ def answered(socks: list[socket.socket]) -> list[socket.socket]:
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount")
 @pytest.mark.parametrize("other", ["another place", "no other place"])
 def test_a_full_place_for_what_is_shown_costs_a_line_at_most_and_no_readiness(
-    other: str, fleet: Flock, backend: Serve, window: Window, tmp_path: Path
+    other: str, fleet: Flock, backend: Serve, admin: AdminClient, tmp_path: Path
 ) -> None:
     fill = 'mount -t tmpfs -o size=8k tmpfs /dev/shm && head -c 4k /dev/zero > /dev/shm/full && exec "$@"'
     before = ("unshare", "--mount", "sh", "-c", fill, "sh")
     env = {"TMPDIR": str(tmp_path) if other == "another place" else "/dev/shm"}
     rows = f"{HOST}:{{port}},{HOST},{backend(echo).port},name=web\n"
     rows += "".join(f"{HOST}:{free_port()},{HOST},1,name={'x' * 90}{each}\n" for each in range(20))
-    flock = fleet(rows, window.option, before=before, env=env)
+    flock = fleet(rows, admin.option, before=before, env=env)
     with clients(flock.veillink, 20) as socks:
         if other == "another place":
-            eventually(lambda: window.rule("web")["active"] == 20, what="all are shown")
+            eventually(lambda: admin.rule("web")["active"] == 20, what="all are shown")
         for _ in range(20):
-            assert window.get("/readyz")[0] == 200
+            assert admin.get("/readyz")[0] == 200
         for sock in socks:
             exchange(sock)
     lines = flock.veillink.logged("cannot show")
@@ -460,9 +460,11 @@ def test_a_signal_that_all_of_them_get_lets_them_drain_all_the_same(
     assert veillink.child.wait(5) == 0
 
 
-def test_without_their_master_they_drain_and_leave_nothing_behind(fleet: Flock, backend: Serve, window: Window) -> None:
-    flock = fleet(f"{HOST}:{{port}},{HOST},{backend(echo).port}\n", window.option)
-    veillink, workers, board = flock.veillink, flock.workers(), board_of(flock.veillink.pid)
+def test_without_their_master_they_drain_and_leave_nothing_behind(
+    fleet: Flock, backend: Serve, admin: AdminClient
+) -> None:
+    flock = fleet(f"{HOST}:{{port}},{HOST},{backend(echo).port}\n", admin.option)
+    veillink, workers, scoreboard = flock.veillink, flock.workers(), scoreboard_of(flock.veillink.pid)
     with clients(veillink, 20) as socks:
         os.kill(veillink.pid, signal.SIGKILL)
         eventually(lambda: len(veillink.logged("^stopping$")) == 2, what="both drain")
@@ -470,23 +472,23 @@ def test_without_their_master_they_drain_and_leave_nothing_behind(fleet: Flock, 
             exchange(sock)
         veillink.child.wait(5)
     eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), what="the end of both")
-    assert not board.exists()
+    assert not scoreboard.exists()
 
 
-def test_what_killed_ones_have_left_the_next_one_removes(fleet: Flock, window: Window) -> None:
+def test_what_killed_ones_have_left_the_next_one_removes(fleet: Flock, admin: AdminClient) -> None:
     """As when systemd's watchdog kills all of them; while one of them lives it is theirs."""
-    killed, alive = fleet(f"{HOST}:{{port}},{HOST},1\n", window.option), fleet(f"{HOST}:{{port}},{HOST},1\n")
-    board, other = board_of(killed.veillink.pid), board_of(alive.veillink.pid)
+    killed, alive = fleet(f"{HOST}:{{port}},{HOST},1\n", admin.option), fleet(f"{HOST}:{{port}},{HOST},1\n")
+    scoreboard, other = scoreboard_of(killed.veillink.pid), scoreboard_of(alive.veillink.pid)
     for pid in (killed.veillink.pid, *killed.workers()):
         os.kill(pid, signal.SIGKILL)
     killed.veillink.child.wait(10)
     eventually(lambda: nobody_listens(killed.veillink, killed.veillink.port), what="the end of all")
     fleet(f"{HOST}:{{port}},{HOST},1\n")
-    assert not board.exists()
+    assert not scoreboard.exists()
     assert other.exists()
 
 
-def board_of(pid: int) -> Path:
+def scoreboard_of(pid: int) -> Path:
     """Return the folder that a master holds open."""
     (folder,) = [link for link in sockets_of(pid) if "/veillink-fleet-" in link]
     return Path(folder)
@@ -515,25 +517,25 @@ def test_a_worker_that_is_killed_while_it_drains_has_cut_connections(fleet: Floc
 def test_a_stop_that_comes_early_leaves_nothing_behind(start: Start) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         veillink = start(f"{HOST}:{{port}},{HOST},1\n", "--workers=2", ready=False, canary=False)
-        board = eventually(partial(_early_board, veillink.child.pid), what="its folder")
+        scoreboard = eventually(partial(_early_board, veillink.child.pid), what="its folder")
         veillink.child.send_signal(number)
         assert veillink.child.wait(10) == 0
-        assert not board.exists()
+        assert not scoreboard.exists()
 
 
 def _early_board(pid: int) -> Path | None:
     with suppress(ValueError):
-        return board_of(pid)
+        return scoreboard_of(pid)
     return None
 
 
 def test_it_leaves_no_file_behind(fleet: Flock, tmp_path: Path) -> None:
     veillink = fleet(f"{HOST}:{{port}},{HOST},1\n", f"--pidfile={tmp_path / 'pid'}").veillink
-    board = board_of(veillink.pid)
+    scoreboard = scoreboard_of(veillink.pid)
     assert (tmp_path / "pid").read_text() == f"{veillink.pid}\n"
-    assert board.exists()
+    assert scoreboard.exists()
     assert veillink.stop() == 0
-    assert not board.exists()
+    assert not scoreboard.exists()
     assert not list(tmp_path.glob("pid*"))
 
 
@@ -634,13 +636,13 @@ def ended(pid: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("by_module", [False, True], ids=["veillink", "python -m veillink"])
 def test_usr2_puts_a_new_program_in_the_place_of_the_old_one(
-    by_module: bool, fleet: Flock, backend: Serve, tmp_path: Path, window: Window
+    by_module: bool, fleet: Flock, backend: Serve, tmp_path: Path, admin: AdminClient
 ) -> None:
     more: dict[str, Any] = {}
     if by_module:
         more["before"] = (str(VEILLINK.with_name("python")), "-c", _AS_MODULE)
     pidfile = tmp_path / "pid"
-    options = (f"--pidfile={pidfile}", window.option)
+    options = (f"--pidfile={pidfile}", admin.option)
     flock = fleet(f"{HOST}:{{port}},{HOST},{backend(echo).port}\n", *options, **more)
     veillink, old = flock.veillink, flock.workers()
     with clients(veillink, 20) as socks, Visitors(veillink.port) as visitors:
@@ -655,7 +657,7 @@ def test_usr2_puts_a_new_program_in_the_place_of_the_old_one(
             eventually(lambda: all(gone(pid) for pid in old), what="the old ones have gone")
             assert pidfile.read_text() == f"{new}\n"
             assert len(children(new)) == 2
-            assert window.get("/readyz")[0] == 200
+            assert admin.get("/readyz")[0] == 200
             os.kill(new, signal.SIGHUP)
             eventually(lambda: veillink.logged("^reloaded$"), what="the new ones reload")
             for _ in range(20):
@@ -729,13 +731,13 @@ def test_a_new_program_that_cannot_start_leaves_the_old_one_as_it_was(fleet: Flo
 
 
 def test_a_new_program_that_is_not_there_leaves_the_old_one_as_it_was(
-    fleet: Flock, backend: Serve, window: Window, tmp_path: Path
+    fleet: Flock, backend: Serve, admin: AdminClient, tmp_path: Path
 ) -> None:
     folder = tmp_path / "gone"
     folder.mkdir()
     change = "import os, sys; os.chdir(sys.argv[1]); os.execv(sys.argv[2], sys.argv[2:])"
     before = (str(VEILLINK.with_name("python")), "-c", change, str(folder))
-    flock = fleet(f"{HOST}:{{port}},{HOST},{backend(echo).port}\n", window.option, before=before)
+    flock = fleet(f"{HOST}:{{port}},{HOST},{backend(echo).port}\n", admin.option, before=before)
     veillink, workers = flock.veillink, flock.workers()
     with clients(veillink, 20) as socks:
         folder.rmdir()
@@ -745,7 +747,7 @@ def test_a_new_program_that_is_not_there_leaves_the_old_one_as_it_was(
         for sock in socks:
             exchange(sock)
     assert flock.workers() == workers
-    assert window.get("/readyz")[0] == 200
+    assert admin.get("/readyz")[0] == 200
 
 
 # A program that dawdles where the test says so.
@@ -819,13 +821,13 @@ def test_limits_are_divided_among_them_and_anew_when_their_number_changes(
         for sock in socks:
             sock.sendall(b"x")
 
-        def shares() -> list[int]:
+        def breakdown() -> list[int]:
             owners = {link: pid for pid in flock.workers() for link in sockets_of(pid)}
             return sorted(Counter(owners[link] for link in accepted(socks, veillink.port) if link in owners).values())
 
-        eventually(lambda: shares() == [4, 4], what="four for each")
+        eventually(lambda: breakdown() == [4, 4], what="four for each")
         veillink.send(signal.SIGTTOU)
-        eventually(lambda: shares()[-1] == 8, what="eight for the one that stays")
+        eventually(lambda: breakdown()[-1] == 8, what="eight for the one that stays")
         for sock in socks:
             sock.close()
 
@@ -853,8 +855,8 @@ def test_the_kernel_hands_those_who_wait_to_another_worker_where_it_is_allowed_t
 # --- what they show --------------------------------------------------------------------------------------------------
 
 
-def test_each_answers_for_all_and_no_counter_ever_falls(fleet: Flock, backend: Serve, window: Window) -> None:
-    flock = fleet(f"{HOST}:{{port}},{HOST},{backend(echo).port},name=web\n", window.option, workers=3)
+def test_each_answers_for_all_and_no_counter_ever_falls(fleet: Flock, backend: Serve, admin: AdminClient) -> None:
+    flock = fleet(f"{HOST}:{{port}},{HOST},{backend(echo).port},name=web\n", admin.option, workers=3)
     falls: list[str] = []
     stop = threading.Event()
     asked = 0
@@ -864,7 +866,7 @@ def test_each_answers_for_all_and_no_counter_ever_falls(fleet: Flock, backend: S
         last: dict[Any, float] = {}
         while not stop.is_set():
             try:
-                now = window.metrics()
+                now = admin.metrics()
             except ConnectionError:  # it was a killed worker that was asked
                 continue
             asked += 1
@@ -879,8 +881,8 @@ def test_each_answers_for_all_and_no_counter_ever_falls(fleet: Flock, backend: S
     try:
         for round_ in range(4):
             with clients(flock.veillink, 30) as socks:
-                eventually(lambda: window.rule("web")["active"] == 30, what="all are shown")
-                eventually(lambda: len(window.json("/api/connections")) == 30, what="all are listed")
+                eventually(lambda: admin.rule("web")["active"] == 30, what="all are shown")
+                eventually(lambda: len(admin.json("/api/connections")) == 30, what="all are listed")
                 if round_ == 1:
                     victim = flock.workers()[0]
                     os.kill(victim, signal.SIGKILL)
@@ -889,27 +891,29 @@ def test_each_answers_for_all_and_no_counter_ever_falls(fleet: Flock, backend: S
                 elif round_ == 2:
                     flock.veillink.send(signal.SIGHUP)
                 del socks
-            eventually(lambda: window.rule("web")["active"] == 0, what="none is left")
+            eventually(lambda: admin.rule("web")["active"] == 0, what="none is left")
     finally:
         stop.set()
         looker.join()
     assert falls == []
     assert asked > 20
-    assert window.rule("web")["total"] == 120
-    status = window.json("/api/status")
+    assert admin.rule("web")["total"] == 120
+    status = admin.json("/api/status")
     assert (status["phase"], len(status["workers"])) == ("running", 3)
     assert {each["pid"] for each in status["workers"]} == set(flock.workers())
-    eventually(lambda: max(each["age"] for each in window.json("/api/status")["workers"]) < 1, what="fresh states")
+    eventually(lambda: max(each["age"] for each in admin.json("/api/status")["workers"]) < 1, what="fresh states")
     assert status["limits"]["connections"] > 1000
 
 
-def test_connections_of_all_are_listed_with_numbers_of_their_own(fleet: Flock, backend: Serve, window: Window) -> None:
-    flock = fleet(f"{HOST}:{{port}},{HOST},{backend(echo).port},name=web\n", window.option)
+def test_connections_of_all_are_listed_with_numbers_of_their_own(
+    fleet: Flock, backend: Serve, admin: AdminClient
+) -> None:
+    flock = fleet(f"{HOST}:{{port}},{HOST},{backend(echo).port},name=web\n", admin.option)
     with clients(flock.veillink, 30) as socks:
-        found = eventually(lambda: (f := window.json("/api/connections")) and len(f) == 30 and f, what="all of them")
+        found = eventually(lambda: (f := admin.json("/api/connections")) and len(f) == 30 and f, what="all of them")
         assert {each["client"] for each in found} == {f"{HOST}:{sock.getsockname()[1]}" for sock in socks}
         assert len({each["id"] for each in found}) == 30
-        status = subprocess.run([str(VEILLINK), "--status", window.option], capture_output=True, text=True, check=True)
+        status = subprocess.run([str(VEILLINK), "--status", admin.option], capture_output=True, text=True, check=True)
         assert "30 of at most" in status.stdout
         assert "2 workers" in status.stdout
 
@@ -924,27 +928,27 @@ def test_a_window_at_a_unix_socket_is_kept_open_by_another_worker(fleet: Flock, 
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
             return json.loads(done.stdout) if done.returncode == 0 else None
 
-        first = eventually(shown, what="the window")
+        first = eventually(shown, what="the admin")
         assert len(first["workers"]) == 2
         with clients(flock.veillink, 30):
             eventually(lambda: (now := shown()) and now["totals"]["active"] == 30, what="those of both")
         os.kill(flock.workers()[0], signal.SIGKILL)
-        eventually(lambda: (now := shown()) and len(now["workers"]) == 2, what="the window of another")
+        eventually(lambda: (now := shown()) and len(now["workers"]) == 2, what="the admin of another")
 
 
-def test_a_target_that_is_down_for_one_is_shown_as_down(fleet: Flock, backend: Serve, window: Window) -> None:
+def test_a_target_that_is_down_for_one_is_shown_as_down(fleet: Flock, backend: Serve, admin: AdminClient) -> None:
     dead = free_port()
     rows = f"{HOST}:{{port}},{HOST},{dead},health=tcp,health_interval=100ms,name=web\n"
-    fleet(rows, window.option)
-    eventually(lambda: not window.rule("web")["targets"][0]["up"], what="it is shown as down")
+    fleet(rows, admin.option)
+    eventually(lambda: not admin.rule("web")["targets"][0]["up"], what="it is shown as down")
 
 
-def test_readiness_is_that_of_all(fleet: Flock, window: Window) -> None:
+def test_readiness_is_that_of_all(fleet: Flock, admin: AdminClient) -> None:
     with socket.create_server((HOST, 0)) as other:
         taken = other.getsockname()[1]
-        flock = fleet(f"{HOST}:{taken},{HOST},1,name=down\n", window.option)
-        assert window.get("/readyz")[2] == b"not listening: down\n"
-    eventually(lambda: window.get("/readyz")[0] == 200, what="ready")
+        flock = fleet(f"{HOST}:{taken},{HOST},1,name=down\n", admin.option)
+        assert admin.get("/readyz")[2] == b"not listening: down\n"
+    eventually(lambda: admin.get("/readyz")[0] == 200, what="ready")
     flock.veillink.assert_healthy()
 
 
@@ -1056,8 +1060,8 @@ def test_gunicorns_own_command_runs_them_too(backend: Serve, tmp_path: Path) -> 
     target, port = backend(echo).port, free_port()
     config, log = tmp_path / "config.csv", tmp_path / "log"
     config.write_text(f"{HOST}:{port},{HOST},{target}\n")
-    window = Window()
-    env = {"VEILLINK_CONFIG": str(config), "VEILLINK_ADMIN": f"{HOST}:{window.port}", "VEILLINK_DRAIN_TIMEOUT": "3s"}
+    admin = AdminClient()
+    env = {"VEILLINK_CONFIG": str(config), "VEILLINK_ADMIN": f"{HOST}:{admin.port}", "VEILLINK_DRAIN_TIMEOUT": "3s"}
     command = [str(VEILLINK.with_name("gunicorn")), "-c", str(CONF), "-w", "2", "veillink.workers:app"]
     with log.open("wb") as out:
         child = subprocess.Popen(command, env=os.environ | env, cwd=tmp_path, stdout=out, stderr=subprocess.STDOUT)
@@ -1071,7 +1075,7 @@ def test_gunicorns_own_command_runs_them_too(backend: Serve, tmp_path: Path) -> 
             exchange(sock)
         eventually(lambda: not set(before) & set(children(child.pid)), 10, "the old ones have gone")
         assert len(children(child.pid)) == 2
-        eventually(lambda: window.json("/api/status")["totals"]["connections"] == 1, what="the account goes on")
+        eventually(lambda: admin.json("/api/status")["totals"]["connections"] == 1, what="the account goes on")
         workers = children(child.pid)
         child.send_signal(signal.SIGUSR2)
         eventually(lambda: log.read_text().count(" ready ") == 6, 10, "those of a new program")

@@ -1,0 +1,1 @@
+"""What is shown of a running VeilLink, over HTTP and on a terminal."""

@@ -1,0 +1,1 @@
+"""Text in, rules out: the rules' file and the command line."""

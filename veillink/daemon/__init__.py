@@ -1,0 +1,1 @@
+"""One process's life, from its start to its exit."""

@@ -1,0 +1,366 @@
+"""Be one process: start the rules, heed what comes, drain, leave.
+
+Rule: what must not happen twice at a time, the main greenlet does.
+"""
+
+import gc
+import math
+import os
+import socket
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from enum import Enum
+from typing import Final
+
+import gevent
+
+from veillink import __version__
+from veillink.admin.status import ProcessStatus, Shown
+from veillink.config.rows import Notice, Problem
+from veillink.config.watch import RulesWatch
+from veillink.daemon.admin_endpoint import AdminEndpoint
+from veillink.daemon.commands import SIGNALS, WORKER_SIGNALS, Command, CommandQueue, reap_orphans
+from veillink.daemon.membership import Alone, Membership
+from veillink.daemon.pidfile import check_pid, remove_pid, write_pid
+from veillink.daemon.supervisor import ServiceNotifier, inherited
+from veillink.log import Log
+from veillink.model import Address, RuleSet, Settings, StartupError
+from veillink.net.cgroup import memory_limit
+from veillink.net.greenlets import unhurried
+from veillink.net.sockets import raise_fd_limit
+from veillink.net.ticker import lived
+from veillink.server.fd_budget import FdBudget
+from veillink.server.server import Server
+from veillink.text import printable
+
+# How long it may take until the next of the cut connections has closed, and what systemd is told for all; in seconds.
+_CUT_TIME: Final = 0.3
+LONGEST_CUT: Final = 5.0
+# Python's 700 new objects look for rubbish every 20 connections, which leave none: 5 % of what each of them costs.
+# What is young is looked at in small parts: the rules of a reload of 8,000, in one go, took 100 ms.
+_COLLECT: Final = (20_000, 1, 100)
+_DRAIN_LOOK: Final = 0.02
+
+
+class Outcome(Enum):
+    """How a process has ended."""
+
+    NOT_STARTED = "not started"
+    DRAINED = "drained"
+    CUT_SHORT = "cut short"
+
+
+def run(settings: Settings, log: Log) -> int:
+    """Be the VeilLink process until it is told to stop.
+
+    Returns:
+        The exit code: 0 stopped and drained, 1 nothing could be started or the drain was cut short.
+    """
+    commands = CommandQueue(SIGNALS)
+    process = _Process(settings, log, ServiceNotifier(os.environ), inherited(os.environ), Alone())
+    if os.getpid() == 1:
+        reap_orphans()
+    return 0 if process.run(commands, (Command.STOP,)) is Outcome.DRAINED else 1
+
+
+def run_worker(settings: Settings, log: Log, member: Membership, listening: Mapping[Address, socket.socket]) -> Outcome:
+    """Be one of several processes until the master says stop.
+
+    Args:
+        settings: of all of them.
+        log: of this one.
+        member: its part in the fleet.
+        listening: sockets that the master was handed over.
+    """
+    commands = CommandQueue(WORKER_SIGNALS)
+    process = _Process(replace(settings, pidfile=""), log, ServiceNotifier({}), listening, member)
+    return process.run(commands, (Command.CUT,))
+
+
+class _Process:
+    """What one process holds.
+
+    Args:
+        settings: what the command line asks for.
+        log: of the process.
+        notifier: tells the service manager what it does.
+        listening: sockets that were handed over to it.
+        member: its part in its fleet.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        log: Log,
+        notifier: ServiceNotifier,
+        listening: Mapping[Address, socket.socket],
+        member: Membership,
+    ) -> None:
+        self._settings = settings
+        self._log = log
+        self._notifier = notifier
+        self._member = member
+        self._fd_budget = FdBudget(
+            raise_fd_limit(),
+            splice=settings.relay != "copy",
+            watched=settings.admin is not None,
+            inherited=len(listening),
+        )
+        self._memory = memory_limit()
+        self._server = Server(
+            log,
+            settings.config,
+            self._fd_budget,
+            settings.max_connections,
+            listening,
+            member.number,
+            self._memory,
+            member.listen,
+        )
+        self._status = ProcessStatus(settings.config, self._server, self._fd_budget.limit, log)
+        self._shown: Shown = self._status
+        self._admin_endpoint = AdminEndpoint(settings.admin, self._fd_budget.admin, member, log)
+        self._file = RulesWatch(settings.config, settings.defaults, watch=settings.watch, log=self._log_as_leader)
+
+    def run(self, commands: CommandQueue, cut_on: Sequence[Command]) -> Outcome:
+        """Start, serve, drain.
+
+        Args:
+            commands: to be carried out.
+            cut_on: those of them that cut a drain short.
+        """
+        try:
+            self._shown = self._member.join(
+                self._server,
+                self._status,
+                self._log,
+                commands,
+                self._admin_endpoint.is_missing,
+                watched=self._settings.admin is not None,
+            )
+            if not self._read(commands):
+                self._log.info("stopped")
+                self._enter(Outcome.DRAINED.value)
+                return Outcome.DRAINED
+            self._start()
+            self._serve(commands)
+            return self._drain(commands, cut_on)
+        except StartupError as why:
+            self._log.error(f"not started: {why}")
+            return Outcome.NOT_STARTED
+        finally:
+            self._close()
+
+    def _enter(self, phase: str) -> None:
+        """Come to another phase of life, and tell the others."""
+        self._status.phase = phase
+        self._member.publish()
+
+    def _log_as_leader(self, level: str, message: str, **fields: object) -> None:
+        """Log what all workers would log: one of them does."""
+        getattr(self._log, level if self._member.leads else "debug")(message, **fields)
+
+    def _read(self, commands: CommandQueue) -> bool:
+        """Have the rules read, now and whenever they change; return whether that came before the order to stop."""
+        self._file.follow(lambda: commands.put(Command.READ))
+        others: list[Command] = []
+        while (command := commands.get()) not in (Command.READ, Command.STOP, Command.CUT):
+            others += [command] if command else []
+        for other in others:
+            commands.put(other)
+        return command is Command.READ
+
+    def _start(self) -> None:
+        """Open everything.
+
+        Raises:
+            StartupError: nothing can be served.
+        """
+        settings, server = self._settings, self._server
+        if settings.admin is not None:
+            self._status.measure()
+        for warning in settings.warnings:
+            self._log_as_leader("warning", warning)
+        rules, problems, notices = self._file.found
+        if self._file.anybody_may_write:
+            path = printable(settings.config)
+            self._log_as_leader("warning", f"{path}: everybody on this host may change it; chmod o-w {path}")
+        self._log_remarks(problems, notices)
+        if problems and settings.strict:
+            raise StartupError(f"{settings.config} has problems and --strict was given")
+        self._log.info(
+            f"VeilLink {__version__} starts", pid=os.getpid(), config=settings.config, rules=len(rules.rules)
+        )
+        self._check_descriptors(rules)
+        check_pid(settings.pidfile)
+        self._open_admin_endpoint()
+        server.apply(rules)
+        self._status.count_reload("applied", problems)
+        if not rules.rules or not server.can_go_on:
+            raise StartupError("no rule could be started")
+        write_pid(settings.pidfile)
+        self._announce()
+        self._enter("running")
+        self._notifier.ready(self._summary())
+        if self._notifier.watchdog:
+            gevent.spawn(self._stay_alive)
+        gc.freeze()
+        gc.set_threshold(*_COLLECT)
+
+    def _open_admin_endpoint(self) -> None:
+        if self._admin_endpoint.open(self._shown) and self._settings.admin is not None:
+            self._log_as_leader("info", "showing the state", admin=self._settings.admin.shown)
+
+    def _serve(self, commands: CommandQueue) -> None:
+        """Carry out commands until it is time to stop."""
+        while (command := commands.get()) not in (Command.STOP, Command.CUT):
+            try:
+                if command is Command.RELOAD:
+                    self._file.ask()
+                elif command is Command.READ:
+                    self._reload()
+                elif command is Command.DUMP:
+                    self._status.dump()
+                elif command is Command.LEAD:
+                    self._lead()
+            except Exception:  # whatever it was, what runs goes on
+                self._log.error("unforeseen error", traceback=traceback.format_exc())
+        if command is Command.CUT:
+            commands.put(Command.CUT)
+
+    def _drain(self, commands: CommandQueue, cut_on: Sequence[Command]) -> Outcome:
+        """Stop accepting, let connections finish, cut those that do not.
+
+        Args:
+            commands: to be carried out.
+            cut_on: those of them that cut at once.
+        """
+        log, limiter, timeout = self._log, self._server.limiter, self._settings.drain_timeout
+        self._enter("draining")
+        if self._member.others_go_on:  # they show the state
+            self._admin_endpoint.close()
+        self._member.resign()
+        self._server.stop_accepting()
+        self._notifier.stopping(f"draining {limiter.in_use} connections", timeout + LONGEST_CUT)
+        log.info("stopping", connections=limiter.in_use, drain_timeout=timeout)
+        for _ in lived(timeout):
+            if not limiter.in_use or commands.get(_DRAIN_LOOK) in cut_on:
+                break
+        cut = limiter.in_use
+        if cut:
+            log.warning("drain cut short", connections=cut)
+            self._cut(commands)
+        log.info("stopped")
+        outcome = Outcome.CUT_SHORT if cut else Outcome.DRAINED
+        self._enter(outcome.value)
+        return outcome
+
+    def _cut(self, commands: CommandQueue) -> None:
+        """End every connection. What the exit would close gets a FIN, and looks complete: so wait while they go."""
+        limiter = self._server.limiter
+        self._server.cut()
+        left = math.inf
+        while 0 < limiter.in_use < left:
+            left = limiter.in_use
+            for _ in lived(_CUT_TIME):
+                commands.get(_DRAIN_LOOK)
+                if limiter.in_use < left:
+                    break
+
+    def _close(self) -> None:
+        """Close the admin endpoint, which has been open to the end, and take our number away."""
+        self._file.close()
+        self._notifier.close()
+        self._admin_endpoint.close()
+        remove_pid(self._settings.pidfile)
+
+    def _lead(self) -> None:
+        """Do what only one of the workers may do, since the one that did it has gone."""
+        if not self._server.leads:
+            self._server.lead()
+        try:
+            self._open_admin_endpoint()
+        except StartupError as why:
+            self._log.error(str(why))
+
+    def _log_remarks(self, problems: tuple[Problem, ...], notices: tuple[Notice, ...]) -> None:
+        for notice in notices:
+            self._log_as_leader("info", notice.at(self._settings.config))
+        for problem in self._log.paced(problems):
+            self._log_as_leader("error", problem.at(self._settings.config))
+
+    def _announce(self) -> None:
+        log, server = self._log, self._server
+        for rule in unhurried(log.paced(server.rules.rules)):
+            targets = ",".join(str(target.address) for target in rule.targets)
+            self._log_as_leader("info", "rule", name=rule.name, listen=rule.shown_listen, targets=targets)
+        off = [name for name in ("idle_timeout", "max_lifetime") if not getattr(self._settings.defaults, name)]
+        if off:
+            limits = ", ".join(off)
+            self._log_as_leader(
+                "warning", f"by default these limits are off: {limits}; a silent connection may stay for ever"
+            )
+        listeners = len(server.listeners)
+        self._log_as_leader(
+            "info", "file descriptors", limit=self._fd_budget.limit, **self._fd_budget.breakdown(listeners)
+        )
+        if server.fits_memory < self._fd_budget.connections(listeners):
+            self._log_as_leader("info", "memory", limit=self._memory, connections=server.fits_memory)
+        log.info("ready", listeners=listeners, max_connections=server.limiter.limit)
+
+    def _summary(self) -> str:
+        return f"{len(self._server.rules.rules)} rules, {len(self._server.listeners)} listeners"
+
+    def _check_descriptors(self, rules: RuleSet) -> None:
+        """See that these rules can be run at all.
+
+        Raises:
+            StartupError: they cannot.
+        """
+        listeners = sum(rule.ports for rule in rules.rules)
+        if self._fd_budget.connections(listeners) <= 0:
+            limit, needed = self._fd_budget.limit, self._fd_budget.needed(listeners)
+            raise StartupError(
+                f"{needed} file descriptors are needed at least, not {limit}; raise the limit (ulimit -n)"
+            )
+
+    def _reload(self) -> None:
+        """Apply the file as it was read, and say that it was done or why not; whatever fails is tried again."""
+        self._notifier.reloading()
+        try:
+            refused = self._apply()
+        except Exception as error:  # what runs goes on
+            self._log.error("unforeseen error", traceback=traceback.format_exc())
+            refused = self._refuse(f"{type(error).__name__}: {error}", ())
+            self._file.ask_again()
+        self._notifier.ready(self._summary() + (f"; the last reload was refused: {refused}" if refused else ""))
+
+    def _apply(self) -> str:
+        """Apply the file; with any problem in it, what runs goes on: a typo never takes a rule away. Return why not."""
+        rules, problems, notices = self._file.found
+        self._log_remarks(problems, notices)
+        if problems:
+            return self._refuse(f"{printable(self._settings.config)} has problems", problems)
+        try:
+            self._check_descriptors(rules)
+        except StartupError as why:
+            return self._refuse(str(why), ())
+        changes = self._server.apply(rules)
+        self._status.count_reload("applied", ())
+        self._member.publish()
+        counts = {field.name: len(getattr(changes, field.name)) for field in fields(changes)}
+        listeners = len(self._server.listeners)
+        self._log_as_leader("info", "reloaded", config=self._settings.config, listeners=listeners, **counts)
+        return ""
+
+    def _refuse(self, why: str, problems: tuple[Problem, ...]) -> str:
+        self._log_as_leader("error", f"not reloaded, the rules stay as they were: {why}")
+        self._status.count_reload("refused", problems or (Problem(0, 0, why),))
+        self._member.publish()
+        return why
+
+    def _stay_alive(self) -> None:
+        while True:
+            self._notifier.alive()
+            gevent.sleep(self._notifier.watchdog / 3)

@@ -1,0 +1,1 @@
+"""Several processes under gunicorn's arbiter, which answer for each other."""

@@ -1,0 +1,1 @@
+"""The kernel, one job in each module."""

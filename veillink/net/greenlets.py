@@ -1,0 +1,52 @@
+"""Share the loop: functions in greenlets that are used again, and long work that lets others run.
+
+A new greenlet costs an mmap and a munmap of 16 KiB and page faults between them (Python 3.11): about a tenth of what a
+short connection costs.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final, TypeVar
+
+import gevent
+from gevent.hub import get_hub, getcurrent, spawn_raw
+
+# Each holds about 7 KiB.
+_SPARES: Final = 128
+# Of thousands of rules so many are worked on before others get their turn: about a millisecond.
+_AT_A_TIME: Final = 100
+
+_T = TypeVar("_T")
+
+_spare: list[Any] = []
+
+
+def start_soon(function: Callable[[_T], object], argument: _T) -> None:
+    """Call the function soon in a greenlet of its own. What it raises is printed by the hub.
+
+    One argument, because a call with ``*args`` leaves Python for C: 370 bytes of stack for each greenlet that waits.
+    """
+    if _spare:
+        get_hub().loop.run_callback(_spare.pop().switch, function, argument)
+    else:
+        spawn_raw(_work, [function, argument])
+
+
+def _work(first: list[Any]) -> None:
+    this, hub = getcurrent(), get_hub()
+    function, argument = first
+    first.clear()  # a greenlet holds what it was started with for as long as it lives
+    while True:
+        function(argument)
+        if len(_spare) >= _SPARES:
+            return
+        _spare.append(this)
+        function = argument = None  # nothing of the last job stays alive
+        function, argument = hub.switch()
+
+
+def unhurried(items: Iterable[_T]) -> Iterator[_T]:
+    """Yield the items, and let others run in between. What is passed over must not change meanwhile."""
+    for number, item in enumerate(items, 1):
+        yield item
+        if number % _AT_A_TIME == 0:
+            gevent.sleep(0)

@@ -1,0 +1,1 @@
+"""One connection: from its accept to its access line."""

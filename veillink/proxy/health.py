@@ -1,0 +1,122 @@
+"""Probe targets: connect to each now and then, and see whether it stays.
+
+Rule: one rule's targets never delay another rule's probes.
+"""
+
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Final
+
+import gevent
+from gevent.event import Event
+
+from veillink.model import Address, Ended, RuleOptions
+from veillink.net.places import Places
+from veillink.net.sockets import error_name
+from veillink.net.stream import Stream
+from veillink.proxy.pool import Member
+from veillink.proxy.upstream import Route, dial
+
+# Probes of one target are so far off their interval, at most, that those of many do not march in step.
+_JITTER: Final = 0.1
+# Who accepts for others (docker-proxy, a sidecar) hangs up at once when nobody is behind it: how long to wait for that.
+_STAY: Final = 0.05
+_BANNER: Final = 4096  # is read, because closing with unread bytes would send a reset
+
+
+class Turns:
+    """Who may probe now: places that rules share and wait for, taking turns rule by rule.
+
+    Args:
+        most: how many probes may run at a time.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._places = Places(most, spread=1)
+        self._waiting: OrderedDict[object, deque[Event]] = OrderedDict()  # the rule whose turn is next comes first
+
+    @contextmanager
+    def place(self, rule: object) -> Iterator[None]:
+        """Hold a place, once there is one."""
+        mine = Event()
+        self._waiting.setdefault(rule, deque()).append(mine)
+        self._share_out()
+        try:
+            mine.wait()
+            yield
+        finally:
+            self._leave(rule, mine)
+
+    def _share_out(self) -> None:
+        # Few are passed over: only rules that hold places have to wait while some are free.
+        while rule := next(filter(self._places.take, self._waiting), None):
+            self._waiting[rule].popleft().set()
+            self._waiting.move_to_end(rule)
+            self._forget(rule)
+
+    def _leave(self, rule: object, mine: Event) -> None:
+        if mine.is_set():
+            self._places.give_back(rule)
+        else:
+            self._waiting[rule].remove(mine)
+            self._forget(rule)
+        self._share_out()
+
+    def _forget(self, rule: object) -> None:
+        """Keep nothing of a rule that waits for nothing."""
+        if not self._waiting[rule]:
+            del self._waiting[rule]
+
+
+class Probes:
+    """Probes all targets of a rule, each in a greenlet of its own, from now until ``stop``.
+
+    Args:
+        route: to the targets.
+        options: how often, how long, and how many count.
+        turns: how many probes of all rules may run at a time.
+        random: returns a number from 0 up to 1.
+    """
+
+    def __init__(self, route: Route, options: RuleOptions, turns: Turns, random: Callable[[], float]) -> None:
+        self._route = route
+        self._options = options
+        self._turns = turns
+        self._random = random
+        self._greenlets = [gevent.spawn(self._probe_forever, member) for member in route.pool.members.values()]
+
+    def stop(self) -> None:
+        """End it; what the targets' states are stays."""
+        gevent.killall(self._greenlets, block=False)
+        self._greenlets = []  # which hold this: rubbish of thousands of rules would have to be looked for
+
+    def _probe_forever(self, member: Member) -> None:
+        options = self._options
+        gevent.sleep(options.health_interval * self._random())
+        while True:
+            self._route.probed(member, self._probe(member.address), options)
+            gevent.sleep(options.health_interval * (1 + _JITTER * (2 * self._random() - 1)))
+
+    def _probe(self, address: Address) -> str:
+        """Connect, stay for a moment, and close; return what failed, or nothing."""
+        with self._turns.place(self):
+            try:
+                stream = dial(self._route, address, time.monotonic() + self._options.health_timeout, [])
+            except Ended as ended:
+                return ended.detail or ended.end
+            try:
+                return _hangs_up(stream)
+            finally:
+                stream.close()
+
+
+def _hangs_up(stream: Stream) -> str:
+    """Return how the other side ends the connection within a moment, or nothing."""
+    try:
+        with suppress(gevent.Timeout), gevent.Timeout(_STAY):
+            return "" if stream.recv_into(memoryview(bytearray(_BANNER))) else "closed at once"
+    except OSError as error:
+        return error_name(error)
+    return ""

@@ -1,0 +1,199 @@
+"""Serve one client, from first byte to last, and enter it in the ledger.
+
+Rule: every ending passes through ``serve``; both sockets and the connection's account are closed once.
+"""
+
+import _socket
+import time
+import traceback
+from typing import Any, Final
+
+from gevent.hub import get_hub, getcurrent
+
+from veillink.log import Log
+from veillink.model import CONNECT_FAILURES, Address, End, Ended
+from veillink.net.stream import Stream
+from veillink.proxy.loops import add_leg, refuse_loop
+from veillink.proxy.pool import Member
+from veillink.proxy.relay import Relay
+from veillink.proxy.service import Service
+from veillink.proxy.trial import Trial, begin_trial, judge
+from veillink.proxy.upstream import connect
+from veillink.stats.ledger import Connection
+
+_SILENCE: Final = frozenset({End.IDLE_TIMEOUT, End.HALF_CLOSE_TIMEOUT})
+
+
+class CancelScope:
+    """Ends a session from outside, wherever it waits: only the first call counts, but a drain's cut always does."""
+
+    __slots__ = ("_called", "_greenlet", "armed")
+
+    def __init__(self) -> None:
+        self._greenlet: Any = getcurrent()
+        self._called = False
+        self.armed = True
+
+    def cancel(self, ended: Exception) -> None:
+        """End it with this, soon."""
+        cut = isinstance(ended, Ended) and ended.end is End.DRAINED
+        if cut or not self._called:
+            self._called = True
+            get_hub().loop.run_callback(self._deliver, ended)
+
+    def _deliver(self, ended: Exception) -> None:
+        if self.armed:
+            self._greenlet.throw(type(ended), ended, ended.__traceback__)
+
+
+def serve(sock: _socket.socket, peer: Address, listen: Address, offset: int, service: Service) -> None:
+    """Tell the story of one connection.
+
+    Args:
+        sock: the accepted socket; closed when this returns.
+        peer: the client's address.
+        listen: the address it came to.
+        offset: of that address in the rule's range.
+        service: what to do with it.
+    """
+    scope = CancelScope()
+    client = Stream(sock)
+    connection = service.ledger.open(service.rule.name, peer, listen, time.monotonic(), scope)
+    target: Stream | None = None
+    member: Member | None = None
+    trial: Trial | None = None
+    end = End.INTERNAL
+    try:
+        refuse_loop(client, connection, service.ledger)
+        target, member = _connect(client, connection, offset, service)
+        add_leg(target, connection, service.ledger)
+        trial = begin_trial(member, service.route, service.ticker) if member.failing else None
+        Relay(client, target, connection, service.rule.options, service.ticker, service.pipes).run()
+        end = End.CLOSED
+    except Ended as ended:
+        end = ended.end
+        _report(ended, connection, service.log)
+    except Exception:
+        service.log.error(
+            "unforeseen error", id=connection.number, rule=connection.rule, traceback=traceback.format_exc()
+        )
+    finally:
+        scope.armed = False
+        close_both(client, target, connection, end)
+        if member is not None:
+            judge(member, service.route, connection, end, trial)
+            member.leave()
+        _close(connection, end, service)
+
+
+def send_away(sock: _socket.socket, peer: Address, listen: Address, service: Service) -> None:
+    """Reset a client that comes when all connections are cut; see ``serve``."""
+    connection = service.ledger.open(service.rule.name, peer, listen, time.monotonic(), CancelScope())
+    Stream(sock).abort()
+    _close(connection, End.DRAINED, service)
+
+
+def _close(connection: Connection, end: End, service: Service) -> None:
+    now = time.monotonic()
+    service.ledger.close(connection, end, now)
+    if service.log.access_lines:
+        service.log.access(connection.summary(end, now))
+
+
+class _Connecting:
+    """A client whose target has to be waited for: when it leaves, or is too old, the attempt is given up."""
+
+    __slots__ = ("_client", "_connection", "_lost", "_reset_watched", "_service")
+
+    def __init__(self, client: Stream, connection: Connection, service: Service) -> None:
+        self._client = client
+        self._connection = connection
+        self._service = service
+
+    def __enter__(self) -> None:
+        self._reset_watched = False
+        self._lost = self._service.ticker.lost
+        self._service.ticker.watch(self)
+
+    def __exit__(self, *_: object) -> None:
+        self._service.ticker.forget(self)
+
+    def until(self) -> float:
+        """Return when to give up: time that nobody lived through is given back."""
+        limit = self._service.rule.options.connect_timeout or float("inf")
+        return self._connection.opened + limit + self._service.ticker.lost - self._lost
+
+    def on_tick(self, now: float) -> bool:
+        if not self._reset_watched:
+            self._reset_watched = True
+            self._client.on_reset(self._left)
+        lifetime = self._service.rule.options.max_lifetime
+        if lifetime and now - self._connection.opened >= lifetime:
+            self._connection.scope.cancel(Ended(End.MAX_LIFETIME))
+        return True  # the ticks go on, and with them the account of lost time
+
+    def _left(self) -> None:
+        if self._connection.connected is None:
+            self._connection.scope.cancel(Ended(End.CLIENT_LEFT))
+
+
+def _connect(client: Stream, connection: Connection, offset: int, service: Service) -> tuple[Stream, Member]:
+    if client.was_reset():  # as it waited in the kernel's queue: accept(2) does not tell
+        raise Ended(End.CLIENT_LEFT)
+    tried: list[str] = []
+    waiting = _Connecting(client, connection, service)
+    try:
+        stream, connection.target, member = connect(service.route, offset, connection.client.host, waiting, tried)
+    finally:
+        connection.tried = tuple(tried)
+    connection.connected = time.monotonic()
+    connection.member = member
+    return stream, member
+
+
+def _report(ended: Ended, connection: Connection, log: Log) -> None:
+    if ended.end in CONNECT_FAILURES:
+        log.limited(
+            "cannot reach a target",
+            f"{connection.rule} {ended.end}",
+            rule=connection.rule,
+            failure=ended.end,  # "end=" stands in access lines alone: whoever counts it counts connections
+            reason=ended.detail,
+            tried=", ".join(connection.tried) or None,
+        )
+    elif ended.end is End.LOOP:
+        log.limited(
+            "a client is a connection of our own that has come round: change the target of one of these rules",
+            connection.rule,
+            rule=connection.rule,
+            client=connection.client,
+            way=ended.detail,
+        )
+
+
+def close_both(client: Stream, target: Stream | None, connection: Connection, end: End) -> None:
+    """Close with FIN the side that has everything of a peer that had finished, else with RST.
+
+    A limit that cuts an answer in the middle must not make it look complete, and where bytes that were taken have not
+    arrived, neither side may think so.
+    """
+    if target is None:
+        client.abort()
+        return
+    if end is End.CLOSED:
+        client.close()
+        target.close()
+        return
+    arrived = end in _SILENCE and _all_arrived(client, target)
+    for stream, flow in ((client, connection.outbound), (target, connection.inbound)):
+        if arrived and flow.done:
+            stream.close()
+        else:
+            stream.abort()
+
+
+def _all_arrived(*streams: Stream) -> bool:
+    try:
+        return not any(stream.broken or stream.unacked_bytes() for stream in streams)
+    except OSError:  # it is gone already
+        return False

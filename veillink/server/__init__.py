@@ -1,0 +1,1 @@
+"""Rules become listeners: which are wanted, which are open, and who accepts."""

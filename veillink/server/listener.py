@@ -1,0 +1,139 @@
+"""Accept on one address and lead each client to where it belongs.
+
+Rule: no error ends a listener, and at the connection limit nobody is accepted and dropped: clients wait in the kernel.
+"""
+
+import errno
+import select
+from dataclasses import dataclass
+from typing import Any, Final
+
+from gevent.event import Event
+from gevent.server import StreamServer
+
+from veillink.model import Address
+from veillink.net.greenlets import start_soon
+from veillink.net.listening import BACKLOG
+from veillink.net.sockets import adopt, error_name, readable
+from veillink.proxy.limiter import ConnectionLimiter
+from veillink.proxy.service import Service
+from veillink.proxy.session import send_away, serve
+
+# How long accepting pauses after EMFILE and its like, in seconds: ten tries a second cost nothing.
+_ACCEPT_PAUSE: Final = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """Where those come to who come to one address.
+
+    Args:
+        service: for them.
+        offset: of the address in its rule's range.
+        limiter: of the rule.
+    """
+
+    service: Service
+    offset: int
+    limiter: ConnectionLimiter
+
+
+_ready: "list[Listener]" = []
+
+
+def _accept_in_order() -> None:
+    """Accept at the listeners that became ready in one turn of the loop, which has called the last of them first."""
+    ready = _ready[::-1]
+    _ready.clear()  # before anything can fail: the loop calls those who are left out again
+    for listener in ready:
+        if listener.started:
+            listener.accept_some()
+
+
+class Listener(StreamServer):
+    """Accepts on one address, and leads to the binding that it holds at the moment.
+
+    Args:
+        sock: listens there.
+        address: where it listens.
+        binding: where to.
+        cut: is set when those who come are to be sent away.
+    """
+
+    def __init__(self, sock: Any, address: Address, binding: Binding, cut: Event) -> None:
+        super().__init__(sock)
+        self.listens_on = address
+        self.binding = binding
+        self._cut = cut
+
+    def handle(self, client: Any) -> None:  # type: ignore[override]
+        """Serve one client, a bare socket, its address and its binding, in the client's greenlet."""
+        sock, peer, binding = client
+        try:
+            if self._cut.is_set():
+                send_away(sock, readable(peer), self.listens_on, binding.service)
+            else:
+                serve(sock, readable(peer), self.listens_on, binding.offset, binding.service)
+        finally:
+            binding.limiter.release()
+
+    def full(self) -> bool:
+        """Return whether there is no place left."""
+        return self.binding.limiter.blocks(self)
+
+    def do_read(self) -> Any:
+        """Accept one client, or return ``None``."""
+        listening: Any = self.socket
+        try:
+            fd, peer = listening._accept()
+        except BlockingIOError:
+            self.binding.limiter.wake()  # there may be more places than this listener had clients
+            return None
+        except OSError as error:
+            if error.errno not in (errno.ECONNABORTED, errno.EINTR, errno.EPROTO):
+                self._pause(error)
+            self.binding.limiter.wake()
+            return None
+        return adopt(fd, listening.family), peer
+
+    def _do_read(self) -> None:
+        """Accept soon, after those that became ready before this one: of 1,500 pairs of clients 1,270 were inverted."""
+        if not _ready:
+            self.loop.run_callback(_accept_in_order)
+        _ready.append(self)
+
+    def accept_some(self) -> None:
+        """Accept those who wait, 100 at most."""
+        super()._do_read()  # type: ignore[misc]
+
+    def has_client(self) -> bool:
+        """Return whether somebody waits to be accepted."""
+        poll = select.poll()
+        poll.register(self.socket, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def do_handle(self, *args: Any) -> None:
+        """Give the client its greenlet."""
+        self.binding.limiter.acquire()
+        start_soon(self.handle, (*args, self.binding))
+
+    def _pause(self, error: OSError) -> None:
+        log = self.binding.service.log
+        log.limited("cannot accept", str(self.listens_on), listen=self.listens_on, reason=error_name(error))
+        self.stop_accepting()
+        self._timer = self.loop.timer(_ACCEPT_PAUSE)
+        self._timer.start(self._resume)
+
+    def _resume(self) -> None:
+        if self.started:
+            self.start_accepting()
+
+    def retire(self) -> None:
+        """Stop listening. Who waits in the kernel's queue is accepted first: closing would reset them."""
+        for _ in range(BACKLOG):
+            if self.full() or not self.has_client():
+                break
+            client = self.do_read()
+            if client:
+                self.do_handle(*client)
+        self.close()

@@ -1,0 +1,1 @@
+"""What is counted: the account of every connection."""
