@@ -20,7 +20,7 @@ from veillink.net.places import Places
 from veillink.net.resolver import Resolver
 from veillink.proxy.health import Probes, Turns
 from veillink.proxy.pool import Member, Pool
-from veillink.proxy.upstream import Route
+from veillink.proxy.upstream import Upstream
 
 # --- places ----------------------------------------------------------------------------------------------------------
 
@@ -120,8 +120,8 @@ def probe(journal: Journal) -> Iterator[Probe]:
         pool = Pool(Rule("web", Address("", 80), 1, tuple(map(Target, addresses)), options), found.draw)
         for member in pool.members.values():
             member.down = down
-        route = Route(pool, book, Places(16), lambda member, reason: found.turned.append(reason), lost)
-        running.append(Probes(route, options, turns or Turns(4), found.draw))
+        upstream = Upstream(pool, book, Places(16), lambda member, reason: found.turned.append(reason), lost)
+        running.append(Probes(upstream, options, turns or Turns(4), found.draw))
         return found
 
     yield _probe
@@ -205,8 +205,8 @@ def test_silent_targets_of_one_rule_do_not_hold_up_the_probes_of_another(sockets
 def test_of_probes_that_were_stopped_nothing_is_left_to_the_collector(journal: Journal, *, begun: bool) -> None:
     """It would hold everybody up at a reload of thousands of rules."""
     rule = Rule("web", Address("", 80), 1, (Target(Address(HOST, 9)),), RuleOptions(health=Health.TCP))
-    route = Route(Pool(rule, lambda: 0.0), Resolver(journal.log, 1), Places(1), lambda *_: None, lambda _: None)
-    probes = Probes(route, rule.options, Turns(1), lambda: 1.0)
+    upstream = Upstream(Pool(rule, lambda: 0.0), Resolver(journal.log, 1), Places(1), lambda *_: None, lambda _: None)
+    probes = Probes(upstream, rule.options, Turns(1), lambda: 1.0)
     gone = weakref.ref(probes)
     if begun:
         gevent.sleep(0)

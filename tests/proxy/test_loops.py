@@ -9,20 +9,14 @@ import pytest
 from gevent import socket
 from gevent.hub import spawn_raw
 
+from tests.proxy.making import make_shared
 from tests.sockets import Journal, Sockets, address_of, eventually, open_files
 from tests.system.harness import HOST, read_exactly, read_to_eof
 from veillink.model import Address, End, Rule, RuleOptions, Target
 from veillink.net import listening
-from veillink.net.pipes import Pipes
-from veillink.net.places import Places
-from veillink.net.resolver import Resolver
 from veillink.net.sockets import adopt, readable
-from veillink.net.ticker import Ticker
-from veillink.proxy.pool import Pool
-from veillink.proxy.service import Service
+from veillink.proxy.service import Binding, Service
 from veillink.proxy.session import serve
-from veillink.proxy.upstream import Route
-from veillink.stats.ledger import Ledger
 
 FAR_TOO_MANY = 40  # rounds, of a loop that nobody ends
 
@@ -31,12 +25,11 @@ class Ring:
     """Rules of one process that really listen; what they lead to is not checked."""
 
     def __init__(self, sockets: Sockets, journal: Journal, folder: Path) -> None:
-        self.ledger = Ledger()
         self.journal = journal
         self.folder = folder
         self._sockets = sockets
-        self._resolver = Resolver(journal.log, 8)
-        self._ticker, self._pipes = Ticker(), Pipes(2)
+        self._shared = make_shared(journal.log)
+        self.ledger = self._shared.ledger
         self._accepting: list[gevent.Greenlet[..., None]] = []
         self._listening: list[socket.socket] = []
 
@@ -51,16 +44,13 @@ class Ring:
         """Lead those who come to a listener to a target."""
         sock, address = listener
         rule = Rule(str(address), address, 1, (Target(target),))
-        route = Route(
-            Pool(rule, lambda: 0.5), self._resolver, Places(16), lambda member, why: None, lambda member: None
-        )
-        service = Service(rule, route, self.ledger, self._ticker, self._pipes, self.journal.log)
+        service = Service.build(rule, self._shared)
         self._accepting.append(gevent.spawn(self._accept, sock, address, service))
 
     def _accept(self, sock: socket.socket, address: Address, service: Service) -> None:
         for _ in range(FAR_TOO_MANY):
             accepted, peer = sock.accept()
-            spawn_raw(serve, adopt(accepted.detach(), sock.family), readable(peer), address, 0, service)
+            spawn_raw(serve, adopt(accepted.detach(), sock.family), readable(peer), address, Binding(service, 0))
 
     def ends(self) -> dict[End, int]:
         """Return how many connections have ended how, once all have."""
@@ -76,7 +66,7 @@ class Ring:
         gevent.killall(self._accepting)
         for sock in self._listening:
             sock.close()
-        self._resolver._threads.kill()
+        self._shared.resolver._threads.kill()
 
 
 @pytest.fixture

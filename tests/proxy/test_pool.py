@@ -232,7 +232,7 @@ def failing(pool: Pool, member: Member, *times: float) -> list[bool]:
     """Let connects fail at these times; return after each whether the target is out."""
     out = []
     for now in times:
-        pool.failed(member, now)
+        pool.count_failure(member, now)
         out.append(not member.up)
     return out
 
@@ -368,14 +368,14 @@ def test_connections_from_before_a_reload_take_nobody_out_whose_failures_do_not_
     old = a_pool(*targets(1, 1), max_fails=1)
     Pool(a_rule(*new, max_fails=max_fails), random.random, old.members)
     for member in old.members.values():
-        old.failed(member, 0)
+        old.count_failure(member, 0)
         assert member.up
 
 
 def test_a_shorter_time_out_counts_at_once() -> None:
     old = a_pool(*targets(1, 1), max_fails=1, fail_timeout=3600)
     a, _ = old.members.values()
-    old.failed(a, 0)
+    old.count_failure(a, 0)
     new = Pool(a_rule(*targets(1, 1), max_fails=1, fail_timeout=1), random.random, old.members)
     assert a in {chosen(new, now=2) for _ in range(2)}
 
@@ -402,7 +402,7 @@ class Traffic(RuleBasedStateMachine):
                 self.held.append(member)
                 return
             member.leave()
-            self.pool.failed(member, self.now)
+            self.pool.count_failure(member, self.now)
             tried.append(member)
 
     @rule(data=st.data())

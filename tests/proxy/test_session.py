@@ -14,23 +14,20 @@ import pytest
 from gevent import socket
 from gevent.hub import spawn_raw
 
+from tests.proxy.making import make_shared
 from tests.sockets import Journal, Sockets, address_of, eventually, open_files
 from tests.system.harness import HOST, free_port, read_exactly, read_to_eof, reset
 from veillink.model import Address, End, Ended, Rule, RuleOptions, Target
 from veillink.net import resolver, ticker
-from veillink.net.pipes import Pipes
-from veillink.net.places import Places
-from veillink.net.resolver import Resolver
 from veillink.net.sockets import adopt, readable
 from veillink.net.stream import Stream
-from veillink.net.ticker import Ticker
 from veillink.proxy import relay, trial
 from veillink.proxy.pool import Member, Pool
 from veillink.proxy.relay import Relay
-from veillink.proxy.service import Service
+from veillink.proxy.service import Binding, Service
 from veillink.proxy.session import CancelScope, serve
-from veillink.proxy.upstream import Route
-from veillink.stats.ledger import Flow, Ledger
+from veillink.proxy.upstream import Upstream
+from veillink.stats.ledger import Flow
 
 LISTEN = Address("", 8000)
 FIELDS = "time,rule,id,client,listen,target,tried,bytes_in,bytes_out,connect_ms,duration_ms,end"
@@ -42,14 +39,15 @@ class Front:
     def __init__(self, sockets: Sockets, journal: Journal, targets: tuple[Target, ...], options: RuleOptions) -> None:
         self.sockets = sockets
         self.journal = journal
-        self.ledger = Ledger()
-        self.ticker = Ticker()
-        self.book = Resolver(journal.log, 8)
+        self.shared = shared = make_shared(journal.log)
+        self.ledger, self.ticker = shared.ledger, shared.ticker
         self.turned: list[tuple[Address, str]] = []
         rule = Rule("web", LISTEN, 3, targets, options)
         pool = Pool(rule, lambda: 0.5)
-        route = Route(pool, self.book, Places(16), self._turned, lambda member: None, options.retry_interval)
-        self.service = Service(rule, route, self.ledger, self.ticker, Pipes(2), journal.log)
+        upstream = Upstream(
+            pool, shared.resolver, shared.attempts, self._turned, lambda member: None, options.retry_interval
+        )
+        self.service = Service(rule, upstream, shared.limiter.of_rule(), shared)
         self._listener = sockets.listener()
 
     def _turned(self, member: Member, reason: str) -> None:
@@ -57,9 +55,9 @@ class Front:
 
     def fail(self, target: Address) -> Member:
         """Let connects to a target have failed, and return it."""
-        member = self.service.route.pool.members[target]
+        member = self.service.upstream.pool.members[target]
         while not member.failing:
-            self.service.route.pool.failed(member, time.monotonic())
+            self.service.upstream.pool.count_failure(member, time.monotonic())
         return member
 
     def client(self, offset: int = 0) -> socket.socket:
@@ -76,7 +74,7 @@ class Front:
         """Begin to serve the next client."""
         accepted, peer = self._listener.accept()
         sock = adopt(accepted.detach(), socket.AF_INET)
-        spawn_raw(serve, sock, readable(peer), Address("", 8000 + offset), offset, self.service)
+        spawn_raw(serve, sock, readable(peer), Address("", 8000 + offset), Binding(self.service, offset))
         gevent.sleep(0)
 
     def connected(self, backend: socket.socket) -> tuple[socket.socket, socket.socket]:
@@ -110,8 +108,8 @@ def forward(sockets: Sockets, journal: Journal, monkeypatch: pytest.MonkeyPatch)
 
     yield _forward
     for front in fronts:
-        front.book.keep({})
-        front.book._threads.kill()
+        front.shared.resolver.keep({})
+        front.shared.resolver._threads.kill()
 
 
 @pytest.fixture
@@ -560,7 +558,7 @@ def test_a_reset_that_no_client_has_provoked_counts_though_the_target_has_answer
 ) -> None:
     bad = serving(sockets, close_unread if says else reset)
     front = forward(bad, address_of(sockets.listener()), max_fails=1)
-    front.service.route.pool.members[bad].answered = time.monotonic() + answered
+    front.service.upstream.pool.members[bad].answered = time.monotonic() + answered
     with front.client() as client:
         client.sendall(says)
         assert front.access()["end"] == End.TARGET_RESET
@@ -641,7 +639,7 @@ def test_connections_that_are_cut_because_their_target_is_down_are_no_failures_o
 ) -> None:
     target = serving(sockets, wait)
     front = forward(target, address_of(sockets.listener()), max_fails=1)
-    member = front.service.route.pool.members[target]
+    member = front.service.upstream.pool.members[target]
     front.client()
     (connection,) = eventually(
         lambda: [connection for connection in front.ledger.live.values() if connection.connected]

@@ -25,9 +25,9 @@ from veillink.net.places import Claim, Places
 from veillink.net.resolver import Resolver
 from veillink.net.sockets import OPTIONS, numeric, start_connect
 from veillink.net.stream import Stream
-from veillink.proxy import upstream
+from veillink.proxy import connect as connect_module
 from veillink.proxy.pool import Member, Pool
-from veillink.proxy.upstream import Route
+from veillink.proxy.upstream import Upstream
 
 FOREVER = float("inf")
 NOT_CONNECTABLE = Address("fe80::1", 80)  # a link-local address without its zone: EINVAL at once
@@ -111,8 +111,10 @@ def connect(book: Resolver) -> Connect:
     def _connect(*targets: Target, seconds: float = FOREVER, offset: int = 0, retry_interval: float = 0) -> Outcome:
         rule = Rule("web", Address("", 80), offset + 1, targets)
         pool = Pool(rule, lambda: 0.5)
-        route = Route(pool, book, Places(16), lambda member, reason: None, lambda member: None, retry_interval)
-        return outcome(lambda until, tried: upstream.connect(route, offset, HOST, Within(until), tried)[:2], seconds)
+        route = Upstream(pool, book, Places(16), lambda member, reason: None, lambda member: None, retry_interval)
+        return outcome(
+            lambda until, tried: connect_module.connect(route, offset, HOST, Within(until), tried)[:2], seconds
+        )
 
     return _connect
 
@@ -361,20 +363,20 @@ def test_one_of_many_targets_gets_a_second_before_the_next_is_tried(connect: Con
 class Rows:
     """A rule's targets, and what becomes of them."""
 
-    route: Route
+    upstream: Upstream
     turns: list[tuple[Address, str]]
 
     def connect(self, seconds: float) -> Address:
         """Return where a client got."""
         tried, until = list[str](), time.monotonic() + seconds
-        stream, address, member = upstream.connect(self.route, 0, HOST, Within(until), tried)
+        stream, address, member = connect_module.connect(self.upstream, 0, HOST, Within(until), tried)
         stream.close()
         member.leave()
         return address
 
     def member(self, address: Address) -> Member:
         """Return what is known of a target."""
-        return self.route.pool.members[address]
+        return self.upstream.pool.members[address]
 
 
 @pytest.mark.parametrize("room", [False, True])
@@ -409,7 +411,7 @@ def rows(book: Resolver) -> Callable[..., Rows]:
         rule = Rule("web", Address("", 80), 1, tuple(Target(address) for address in targets), RuleOptions(**options))
         pool = Pool(rule, lambda: 0.5)
         on_state_change = lambda member, reason: turns.append((member.address, reason))  # noqa: E731
-        return Rows(Route(pool, book, Places(places), on_state_change, lambda member: None), turns)
+        return Rows(Upstream(pool, book, Places(places), on_state_change, lambda member: None), turns)
 
     return _rows
 
@@ -421,7 +423,7 @@ def test_a_late_target_has_failed_when_another_connects_first_and_is_left_by_all
     both = rows(silent, live, max_fails=1)
     assert both.connect(1) == live
     assert both.turns == [(silent, "ETIMEDOUT")]
-    assert [member.active for member in both.route.pool.members.values()] == [0, 0]
+    assert [member.active for member in both.upstream.pool.members.values()] == [0, 0]
 
 
 @pytest.mark.parametrize("places", [16, 0])
@@ -443,7 +445,7 @@ def test_without_a_descriptor_to_spare_a_late_target_gives_way_only_to_one_that_
     with pytest.raises(Ended) as caught:
         both.connect(0.5)
     assert caught.value.end is End.CONNECT_TIMEOUT
-    both.route.pool._credit[:] = [0, 0]  # so the silent one is the first again
+    both.upstream.pool._credit[:] = [0, 0]  # so the silent one is the first again
     waiting = gevent.spawn(both.connect, 3)
     eventually(lambda: both.member(live).active)
     both.member(live).connected = time.monotonic()
@@ -503,9 +505,9 @@ def test_when_all_have_refused_they_are_tried_again_until_one_is_there(
     at["unix"] = Address(f"unix:{tmp_path}/x", 0)
     targets = (Target(at["first"]), Target(at["unix"]), Target(at["backup"], backup=True))
     pool = Pool(Rule("web", Address("", 80), 1, targets, RuleOptions(max_fails=1)), lambda: 0.5)
-    route = Route(pool, book, Places(16), lambda member, reason: None, lambda member: None, 0.01)
+    route = Upstream(pool, book, Places(16), lambda member, reason: None, lambda member: None, 0.01)
     tried: list[str] = []
-    attempt = gevent.spawn(upstream.connect, route, 0, HOST, Within(FOREVER), tried)
+    attempt = gevent.spawn(connect_module.connect, route, 0, HOST, Within(FOREVER), tried)
     gevent.sleep(0.1)  # for some tries: by now all are out, and asked all the same
     assert not attempt.ready()
     if returns == "unix":
@@ -552,12 +554,12 @@ def down() -> list[str]:
 
 
 @pytest.fixture
-def route(book: Resolver, down: list[str]) -> Callable[..., Route]:
+def route(book: Resolver, down: list[str]) -> Callable[..., Upstream]:
     """Make a route to targets that one failure takes out."""
 
-    def _route(*targets: Address) -> Route:
+    def _route(*targets: Address) -> Upstream:
         rule = Rule("web", Address("", 80), 1, tuple(map(Target, targets)), RuleOptions(max_fails=1))
-        return Route(
+        return Upstream(
             Pool(rule, lambda: 0.5), book, Places(16), lambda member, why: down.append(why), lambda member: None
         )
 
@@ -565,21 +567,21 @@ def route(book: Resolver, down: list[str]) -> Callable[..., Route]:
 
 
 def test_what_this_host_lacks_takes_no_target_out(
-    route: Callable[..., Route], down: list[str], live: Address, tmp_path: Path
+    route: Callable[..., Upstream], down: list[str], live: Address, tmp_path: Path
 ) -> None:
     way, tried = route(live, Address(f"unix:{tmp_path}/x", 0)), list[str]()
     with no_descriptor_left(), pytest.raises(Ended) as caught:
-        upstream.connect(way, 0, HOST, Within(FOREVER), tried)
+        connect_module.connect(way, 0, HOST, Within(FOREVER), tried)
     assert (caught.value.end, caught.value.detail) == (End.CONNECT_FAILED, "EMFILE")
     assert [connection.split()[-1] for connection in tried] == ["EMFILE", "EMFILE"]
     assert down == []
 
 
-def test_a_lack_of_free_ports_takes_no_target_out(route: Callable[..., Route], down: list[str]) -> None:
+def test_a_lack_of_free_ports_takes_no_target_out(route: Callable[..., Upstream], down: list[str]) -> None:
     with Network() as network, network.inside(), socket.create_server((HOST, 0)) as listener:
         way = route(address_of(listener), Address("127.0.0.2", 1))
         with no_port_left(listener), pytest.raises(Ended) as caught:
-            upstream.connect(way, 0, HOST, Within(FOREVER), [])
+            connect_module.connect(way, 0, HOST, Within(FOREVER), [])
     assert caught.value.end is End.CONNECT_REFUSED  # at the other one, which is to blame
     assert down == ["ECONNREFUSED"]
 

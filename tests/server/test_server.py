@@ -189,9 +189,9 @@ def test_a_rule_may_become_one_of_a_range_and_back(
     wide = f"{HOST}:{port - 1}-{port},{HOST},{address_of(backend).port}"
     running.apply(rules(wide))
     assert running.listeners[Address(HOST, port)].socket is before
-    assert running.listeners[Address(HOST, port)].binding.offset == 1
+    assert running.listeners[Address(HOST, port)].binding.port_offset == 1
     running.apply(rules(row(port, backend)))
-    assert {address: listener.binding.offset for address, listener in running.listeners.items()} == {
+    assert {address: listener.binding.port_offset for address, listener in running.listeners.items()} == {
         Address(HOST, port): 0
     }
     assert talk_to(sockets, port, backend).works()
@@ -834,7 +834,7 @@ def test_limits_are_divided_among_the_workers_of_now_also_for_rules_that_are_bei
     told = gevent.spawn(running.set_worker_count, 4)  # it runs as soon as others may
     running.apply(many(250, "max_connections=100"))
     assert told.ready()
-    assert {each.limiter.limit for each in running._running.values()} == {25}
+    assert {each.limiter.limit for each in running._services.values()} == {25}
 
 
 def longest_turn(do: Callable[..., object], *arguments: object) -> float:
@@ -924,9 +924,9 @@ def test_names_are_kept_at_the_shortest_age_that_a_rule_asks_for() -> None:
 
 def test_names_that_no_rule_needs_any_more_are_forgotten(start: Start, port: int, other_port: int) -> None:
     running = start(f"{HOST}:{port},localhost,80", f"{HOST}:{other_port},ip6-localhost,80")
-    assert set(running._resolver._names) == {"localhost", "ip6-localhost"}
+    assert set(running._shared.resolver._names) == {"localhost", "ip6-localhost"}
     running.apply(rules(f"{HOST}:{port},localhost,80"))
-    assert set(running._resolver._names) == {"localhost"}
+    assert set(running._shared.resolver._names) == {"localhost"}
 
 
 ROWS = st.builds(
@@ -947,14 +947,18 @@ def state(running: Server) -> object:
     listeners = {
         address: (
             listener.binding.service.rule,
-            listener.binding.offset,
+            listener.binding.port_offset,
             address_of(listener.socket),
             [listener.socket.getsockopt(*option[:2]) for option in net._keepalive_options(60)],
         )
         for address, listener in running.listeners.items()
     }
-    at_work = {key: (rule.limiter.limit, rule.probes is not None) for key, rule in running._running.items()}
-    targets = [(rule, member.address, member.up) for rule, member in running.targets()]
+    at_work = {key: (rule.limiter.limit, rule.probes is not None) for key, rule in running._services.items()}
+    targets = [
+        (service.rule, member.address, member.up)
+        for service in running._services.values()
+        for member in service.upstream.pool.members.values()
+    ]
     return listeners, running.down, running.rules, running.limiter.limit, at_work, targets
 
 

@@ -16,8 +16,9 @@ from veillink.model import Address, Ended, RuleOptions
 from veillink.net.places import Places
 from veillink.net.sockets import error_name
 from veillink.net.stream import Stream
+from veillink.proxy.connect import dial
 from veillink.proxy.pool import Member
-from veillink.proxy.upstream import Route, dial
+from veillink.proxy.upstream import Upstream
 
 # Probes of one target are so far off their interval, at most, that those of many do not march in step.
 _JITTER: Final = 0.1
@@ -74,18 +75,18 @@ class Probes:
     """Probes all targets of a rule, each in a greenlet of its own, from now until ``stop``.
 
     Args:
-        route: to the targets.
+        upstream: the targets.
         options: how often, how long, and how many count.
         turns: how many probes of all rules may run at a time.
         random: returns a number from 0 up to 1.
     """
 
-    def __init__(self, route: Route, options: RuleOptions, turns: Turns, random: Callable[[], float]) -> None:
-        self._route = route
+    def __init__(self, upstream: Upstream, options: RuleOptions, turns: Turns, random: Callable[[], float]) -> None:
+        self._upstream = upstream
         self._options = options
         self._turns = turns
         self._random = random
-        self._greenlets = [gevent.spawn(self._probe_forever, member) for member in route.pool.members.values()]
+        self._greenlets = [gevent.spawn(self._probe_forever, member) for member in upstream.pool.members.values()]
 
     def stop(self) -> None:
         """End it; what the targets' states are stays."""
@@ -96,14 +97,14 @@ class Probes:
         options = self._options
         gevent.sleep(options.health_interval * self._random())
         while True:
-            self._route.probed(member, self._probe(member.address), options)
+            self._upstream.count_probe(member, self._probe(member.address), options)
             gevent.sleep(options.health_interval * (1 + _JITTER * (2 * self._random() - 1)))
 
     def _probe(self, address: Address) -> str:
         """Connect, stay for a moment, and close; return what failed, or nothing."""
         with self._turns.place(self):
             try:
-                stream = dial(self._route, address, time.monotonic() + self._options.health_timeout, [])
+                stream = dial(self._upstream, address, time.monotonic() + self._options.health_timeout, [])
             except Ended as ended:
                 return ended.detail or ended.end
             try:

@@ -49,6 +49,10 @@ class ConnectionLimiter:
         self._parent = parent
         self._waiting: deque[Waiting] = deque()
 
+    def of_rule(self) -> "ConnectionLimiter":
+        """Return a limiter of one of the rules that have this one in common."""
+        return ConnectionLimiter(self._division, self)
+
     @property
     def limit(self) -> float:
         """What this process may hold."""

@@ -70,33 +70,54 @@ class Member:
         self.failing = self.failing and failures
         self.down = self.down and probes
 
-    def count_failure(self, now: float, most: int, window: float) -> None:
-        """Count a failure at ``now`` (monotonic seconds); ``most`` within ``window`` seconds take it out."""
+    def count_failure(self, now: float, most: int, window: float) -> bool:
+        """Count a failure at ``now`` (monotonic seconds), and return whether that has taken it out.
+
+        Args:
+            now: when it was.
+            most: so many within the window take it out.
+            window: seconds.
+        """
         if not self._counts_failures:
-            return
+            return False
         if now - self._since > window:
             self._since, self._failures = now, 0
         self._failures += 1
-        if self.failing or self._failures >= most:
-            self.failing = True
-            self._out_since = now
+        if not self.failing and self._failures < most:
+            return False
+        was_up, self.failing, self._out_since = self.up, True, now
+        return was_up
 
-    def count_success(self) -> None:
-        """Count a connection that was served; failures before it are forgotten if they had taken it out."""
-        if self.failing:
+    def count_success(self) -> bool:
+        """Count a connection that was served, and return whether that has brought it back.
+
+        Failures before it are forgotten if they had taken it out.
+        """
+        was_failing = self.failing
+        if was_failing:
             self.failing = False
             self._failures = 0
+        return was_failing and self.up
 
-    def count_probe(self, *, good: bool, rise: int, fall: int) -> None:
-        """Count a probe: ``fall`` bad ones in a row take it out, ``rise`` good ones bring it back."""
+    def count_probe(self, *, good: bool, rise: int, fall: int) -> bool:
+        """Count a probe, and return whether that has taken it out or brought it back.
+
+        Args:
+            good: whether it has answered.
+            rise: so many good ones in a row bring it back.
+            fall: so many bad ones in a row take it out.
+        """
         if good != self.down:
             self._probes = 0
-            return
+            return False
         self._probes += 1
-        if self._probes >= (rise if good else fall):
-            self._probes, self.down = 0, not good
-            if good:
-                self.count_success()
+        if self._probes < (rise if good else fall):
+            return False
+        was_up = self.up
+        self._probes, self.down = 0, not good
+        if good:
+            self.count_success()
+        return self.up is not was_up
 
 
 class Pool:
@@ -155,9 +176,9 @@ class Pool:
         """Return how many targets a connection that has tried these can still try."""
         return self._tries - len(tried)
 
-    def failed(self, member: Member, now: float) -> None:
-        """Heed a failure. A lone target is never taken out."""
-        member.count_failure(now, self._rule.options.max_fails, self._rule.options.fail_timeout)
+    def count_failure(self, member: Member, now: float) -> bool:
+        """Count a failure, and return whether that has taken the target out. A lone one never is."""
+        return member.count_failure(now, self._rule.options.max_fails, self._rule.options.fail_timeout)
 
     def _best(self, members: Sequence[Member], now: float, tried: Collection[Member]) -> list[int]:
         """Return the numbers of those to choose from: not out before out, primary before backup."""

@@ -1,22 +1,117 @@
-"""What a rule needs at run time."""
+"""What a connection needs at run time: of its process, of its rule, of its listener.
 
+Rule: a service is built whole before it is used, and a connection keeps the one that it began with.
+"""
+
+import math
+import random
 from dataclasses import dataclass
+from functools import partial
 
 from veillink.log import Log
-from veillink.model import Rule
+from veillink.model import End, Ended, Health, OnDown, Rule
 from veillink.net.pipes import Pipes
+from veillink.net.places import Places
+from veillink.net.resolver import Resolver
 from veillink.net.ticker import Ticker
-from veillink.proxy.upstream import Route
+from veillink.proxy.health import Probes, Turns
+from veillink.proxy.limiter import ConnectionLimiter
+from veillink.proxy.pool import Member, Pool
+from veillink.proxy.upstream import Upstream
 from veillink.stats.ledger import Ledger
 
 
 @dataclass(frozen=True, slots=True)
-class Service:
-    """What a rule needs at run time, built whole before it is used. A connection keeps the one it began with."""
+class Shared:
+    """What all rules of a process share.
 
-    rule: Rule
-    route: Route
+    Args:
+        log: of the process.
+        ledger: the account of its connections.
+        limiter: how many it may hold.
+        ticker: looks at what may have waited too long.
+        pipes: for bulk streams.
+        resolver: of host names.
+        attempts: descriptors for trying addresses and targets side by side.
+        probing: how many probes may run at a time.
+    """
+
+    log: Log
     ledger: Ledger
+    limiter: ConnectionLimiter
     ticker: Ticker
     pipes: Pipes
-    log: Log
+    resolver: Resolver
+    attempts: Places
+    probing: Turns
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A rule at work.
+
+    Args:
+        rule: its form.
+        upstream: its targets.
+        limiter: how many connections it may hold.
+        shared: what it has in common with the others.
+        probes: of its targets, where it asks for them.
+    """
+
+    rule: Rule
+    upstream: Upstream
+    limiter: ConnectionLimiter
+    shared: Shared
+    probes: Probes | None = None
+
+    @classmethod
+    def build(cls, rule: Rule, shared: Shared, before: "Service | None" = None) -> "Service":
+        """Return a rule's new form; targets that stay keep their state, and its connections go on counting."""
+        pool = Pool(rule, random.random, before.upstream.pool.members if before else {})
+        upstream = Upstream(
+            pool,
+            shared.resolver,
+            shared.attempts,
+            partial(_log_state, shared.log, rule),
+            partial(_reset_connections, shared.ledger, rule),
+            rule.options.retry_interval,
+        )
+        limiter = before.limiter if before else shared.limiter.of_rule()
+        limiter.most = rule.options.max_connections or math.inf
+        probes: Probes | None = None
+        if rule.options.health is Health.TCP:
+            probes = Probes(upstream, rule.options, shared.probing, random.random)
+        return cls(rule, upstream, limiter, shared, probes)
+
+    def stop_probes(self) -> None:
+        """Probe its targets no more; what is known of them stays."""
+        if self.probes is not None:
+            self.probes.stop()
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """Where those come to who come to one address.
+
+    Args:
+        service: for them.
+        port_offset: of the address in its rule's range.
+    """
+
+    service: Service
+    port_offset: int
+
+
+def _log_state(log: Log, rule: Rule, member: Member, reason: str) -> None:
+    if reason:
+        log.warning("target down", rule=rule.name, target=member.address, reason=reason)
+    else:
+        log.info("target up", rule=rule.name, target=member.address)
+
+
+def _reset_connections(ledger: Ledger, rule: Rule, member: Member) -> None:
+    """End the connections of a target that does not answer its probes, where the rule says so."""
+    if rule.options.on_down is OnDown.RESET:
+        for connection in tuple(ledger.live.values()):
+            if connection.member is member:
+                connection.scope.cancel(Ended(End.TARGET_RESET, "the target is down"))

@@ -13,12 +13,12 @@ from gevent.hub import get_hub, getcurrent
 from veillink.log import Log
 from veillink.model import CONNECT_FAILURES, Address, End, Ended
 from veillink.net.stream import Stream
+from veillink.proxy.connect import connect
 from veillink.proxy.loops import add_leg, refuse_loop
 from veillink.proxy.pool import Member
 from veillink.proxy.relay import Relay
-from veillink.proxy.service import Service
+from veillink.proxy.service import Binding, Service, Shared
 from veillink.proxy.trial import Trial, begin_trial, judge
-from veillink.proxy.upstream import connect
 from veillink.stats.ledger import Connection
 
 _SILENCE: Final = frozenset({End.IDLE_TIMEOUT, End.HALF_CLOSE_TIMEOUT})
@@ -46,58 +46,59 @@ class CancelScope:
             self._greenlet.throw(type(ended), ended, ended.__traceback__)
 
 
-def serve(sock: _socket.socket, peer: Address, listen: Address, offset: int, service: Service) -> None:
+def serve(sock: _socket.socket, peer: Address, listen: Address, binding: Binding) -> None:
     """Tell the story of one connection.
 
     Args:
         sock: the accepted socket; closed when this returns.
         peer: the client's address.
         listen: the address it came to.
-        offset: of that address in the rule's range.
-        service: what to do with it.
+        binding: what to do with it.
     """
+    service = binding.service
+    upstream, shared = service.upstream, service.shared
     scope = CancelScope()
     client = Stream(sock)
-    connection = service.ledger.open(service.rule.name, peer, listen, time.monotonic(), scope)
+    connection = shared.ledger.open(service.rule.name, peer, listen, time.monotonic(), scope)
     target: Stream | None = None
     member: Member | None = None
     trial: Trial | None = None
     end = End.INTERNAL
     try:
-        refuse_loop(client, connection, service.ledger)
-        target, member = _connect(client, connection, offset, service)
-        add_leg(target, connection, service.ledger)
-        trial = begin_trial(member, service.route, service.ticker) if member.failing else None
-        Relay(client, target, connection, service.rule.options, service.ticker, service.pipes).run()
+        refuse_loop(client, connection, shared.ledger)
+        target, member = _connect(client, connection, binding)
+        add_leg(target, connection, shared.ledger)
+        trial = begin_trial(member, upstream, shared.ticker) if member.failing else None
+        Relay(client, target, connection, service.rule.options, shared.ticker, shared.pipes).run()
         end = End.CLOSED
     except Ended as ended:
         end = ended.end
-        _report(ended, connection, service.log)
+        _log_failure(ended, connection, shared.log)
     except Exception:
-        service.log.error(
+        shared.log.error(
             "unforeseen error", id=connection.number, rule=connection.rule, traceback=traceback.format_exc()
         )
     finally:
         scope.armed = False
         close_both(client, target, connection, end)
         if member is not None:
-            judge(member, service.route, connection, end, trial)
+            judge(member, upstream, connection, end, trial)
             member.leave()
-        _close(connection, end, service)
+        _close(connection, end, shared)
 
 
 def send_away(sock: _socket.socket, peer: Address, listen: Address, service: Service) -> None:
     """Reset a client that comes when all connections are cut; see ``serve``."""
-    connection = service.ledger.open(service.rule.name, peer, listen, time.monotonic(), CancelScope())
+    connection = service.shared.ledger.open(service.rule.name, peer, listen, time.monotonic(), CancelScope())
     Stream(sock).abort()
-    _close(connection, End.DRAINED, service)
+    _close(connection, End.DRAINED, service.shared)
 
 
-def _close(connection: Connection, end: End, service: Service) -> None:
+def _close(connection: Connection, end: End, shared: Shared) -> None:
     now = time.monotonic()
-    service.ledger.close(connection, end, now)
-    if service.log.access_lines:
-        service.log.access(connection.summary(end, now))
+    shared.ledger.close(connection, end, now)
+    if shared.log.access_lines:
+        shared.log.access(connection.summary(end, now))
 
 
 class _Connecting:
@@ -112,16 +113,16 @@ class _Connecting:
 
     def __enter__(self) -> None:
         self._reset_watched = False
-        self._lost = self._service.ticker.lost
-        self._service.ticker.watch(self)
+        self._lost = self._service.shared.ticker.lost
+        self._service.shared.ticker.watch(self)
 
     def __exit__(self, *_: object) -> None:
-        self._service.ticker.forget(self)
+        self._service.shared.ticker.forget(self)
 
     def until(self) -> float:
         """Return when to give up: time that nobody lived through is given back."""
         limit = self._service.rule.options.connect_timeout or float("inf")
-        return self._connection.opened + limit + self._service.ticker.lost - self._lost
+        return self._connection.opened + limit + self._service.shared.ticker.lost - self._lost
 
     def on_tick(self, now: float) -> bool:
         if not self._reset_watched:
@@ -137,13 +138,15 @@ class _Connecting:
             self._connection.scope.cancel(Ended(End.CLIENT_LEFT))
 
 
-def _connect(client: Stream, connection: Connection, offset: int, service: Service) -> tuple[Stream, Member]:
+def _connect(client: Stream, connection: Connection, binding: Binding) -> tuple[Stream, Member]:
     if client.was_reset():  # as it waited in the kernel's queue: accept(2) does not tell
         raise Ended(End.CLIENT_LEFT)
     tried: list[str] = []
-    waiting = _Connecting(client, connection, service)
+    waiting = _Connecting(client, connection, binding.service)
     try:
-        stream, connection.target, member = connect(service.route, offset, connection.client.host, waiting, tried)
+        stream, connection.target, member = connect(
+            binding.service.upstream, binding.port_offset, connection.client.host, waiting, tried
+        )
     finally:
         connection.tried = tuple(tried)
     connection.connected = time.monotonic()
@@ -151,7 +154,7 @@ def _connect(client: Stream, connection: Connection, offset: int, service: Servi
     return stream, member
 
 
-def _report(ended: Ended, connection: Connection, log: Log) -> None:
+def _log_failure(ended: Ended, connection: Connection, log: Log) -> None:
     if ended.end in CONNECT_FAILURES:
         log.limited(
             "cannot reach a target",

@@ -10,7 +10,7 @@ from typing import Final
 from veillink.model import End
 from veillink.net.ticker import Ticker
 from veillink.proxy.pool import Member
-from veillink.proxy.upstream import Route
+from veillink.proxy.upstream import Upstream
 from veillink.stats.ledger import Connection
 
 # A target that was failing and keeps a connection for so long, in seconds, is back.
@@ -27,15 +27,15 @@ class Trial:
 
     Args:
         member: the target.
-        route: to it.
+        upstream: its rule's targets.
         now: monotonic seconds.
     """
 
-    __slots__ = ("_began", "_member", "_route", "open")
+    __slots__ = ("_began", "_member", "_upstream", "open")
 
-    def __init__(self, member: Member, route: Route, now: float) -> None:
+    def __init__(self, member: Member, upstream: Upstream, now: float) -> None:
         self._member = member
-        self._route = route
+        self._upstream = upstream
         self._began = now
         self.open = True
 
@@ -48,23 +48,23 @@ class Trial:
     def succeed(self) -> None:
         """Count it as passed."""
         self.open = False
-        self._route.succeeded(self._member)
+        self._upstream.count_success(self._member)
 
 
-def begin_trial(member: Member, route: Route, ticker: Ticker) -> Trial:
+def begin_trial(member: Member, upstream: Upstream, ticker: Ticker) -> Trial:
     """Watch a connection of a target that is failing; ``judge`` ends that."""
-    trial = Trial(member, route, time.monotonic())
+    trial = Trial(member, upstream, time.monotonic())
     ticker.watch(trial)
     return trial
 
 
-def judge(member: Member, route: Route, connection: Connection, end: End, trial: Trial | None) -> None:
+def judge(member: Member, upstream: Upstream, connection: Connection, end: End, trial: Trial | None) -> None:
     """Heed how a connection of a target has ended.
 
     Args:
         member: the target.
-        route: to it.
-        connection: of the connection.
+        upstream: its rule's targets.
+        connection: its account.
         end: why it ended.
         trial: begun if the target was failing when it was connected.
     """
@@ -74,7 +74,7 @@ def judge(member: Member, route: Route, connection: Connection, end: End, trial:
     if end is End.TARGET_RESET and not answered:
         provoked = connection.inbound.bytes and connected - member.answered <= _BESIDE
         if not member.down and not provoked:  # else the reset may be our own (on_down), and the target is out anyway
-            route.failed(member, "ECONNRESET")
+            upstream.count_failure(member, "ECONNRESET")
     elif trial is not None and trial.open and (answered or (end is End.CLOSED and connection.inbound.bytes)):
         trial.succeed()
     if trial is not None:

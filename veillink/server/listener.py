@@ -5,7 +5,6 @@ Rule: no error ends a listener, and at the connection limit nobody is accepted a
 
 import errno
 import select
-from dataclasses import dataclass
 from typing import Any, Final
 
 from gevent.event import Event
@@ -15,27 +14,11 @@ from veillink.model import Address
 from veillink.net.greenlets import start_soon
 from veillink.net.listening import BACKLOG
 from veillink.net.sockets import adopt, error_name, readable
-from veillink.proxy.limiter import ConnectionLimiter
-from veillink.proxy.service import Service
+from veillink.proxy.service import Binding
 from veillink.proxy.session import send_away, serve
 
 # How long accepting pauses after EMFILE and its like, in seconds: ten tries a second cost nothing.
 _ACCEPT_PAUSE: Final = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class Binding:
-    """Where those come to who come to one address.
-
-    Args:
-        service: for them.
-        offset: of the address in its rule's range.
-        limiter: of the rule.
-    """
-
-    service: Service
-    offset: int
-    limiter: ConnectionLimiter
 
 
 _ready: "list[Listener]" = []
@@ -73,13 +56,13 @@ class Listener(StreamServer):
             if self._cut.is_set():
                 send_away(sock, readable(peer), self.listens_on, binding.service)
             else:
-                serve(sock, readable(peer), self.listens_on, binding.offset, binding.service)
+                serve(sock, readable(peer), self.listens_on, binding)
         finally:
-            binding.limiter.release()
+            binding.service.limiter.release()
 
     def full(self) -> bool:
         """Return whether there is no place left."""
-        return self.binding.limiter.blocks(self)
+        return self.binding.service.limiter.blocks(self)
 
     def do_read(self) -> Any:
         """Accept one client, or return ``None``."""
@@ -87,12 +70,12 @@ class Listener(StreamServer):
         try:
             fd, peer = listening._accept()
         except BlockingIOError:
-            self.binding.limiter.wake()  # there may be more places than this listener had clients
+            self.binding.service.limiter.wake()  # there may be more places than this listener had clients
             return None
         except OSError as error:
             if error.errno not in (errno.ECONNABORTED, errno.EINTR, errno.EPROTO):
                 self._pause(error)
-            self.binding.limiter.wake()
+            self.binding.service.limiter.wake()
             return None
         return adopt(fd, listening.family), peer
 
@@ -114,11 +97,11 @@ class Listener(StreamServer):
 
     def do_handle(self, *args: Any) -> None:
         """Give the client its greenlet."""
-        self.binding.limiter.acquire()
+        self.binding.service.limiter.acquire()
         start_soon(self.handle, (*args, self.binding))
 
     def _pause(self, error: OSError) -> None:
-        log = self.binding.service.log
+        log = self.binding.service.shared.log
         log.limited("cannot accept", str(self.listens_on), listen=self.listens_on, reason=error_name(error))
         self.stop_accepting()
         self._timer = self.loop.timer(_ACCEPT_PAUSE)

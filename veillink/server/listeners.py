@@ -18,7 +18,8 @@ from veillink.model import Address, RuleOptions, RuleSet
 from veillink.net.greenlets import unhurried
 from veillink.net.listening import UnixListener, displaced, listens_ahead, take_over
 from veillink.net.sockets import error_name, set_keepalive
-from veillink.server.listener import Binding, Listener
+from veillink.proxy.service import Binding
+from veillink.server.listener import Listener
 
 # Seconds from one try at an address to the next: the first, and as often doubled as it fails, the last.
 _FIRST_RETRY: Final = 1.0

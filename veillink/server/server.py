@@ -4,15 +4,12 @@ Rule: what a change does not name is not touched.
 """
 
 import math
-import random
 import socket
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from veillink.log import Log
-from veillink.model import Address, Diff, End, Ended, Health, OnDown, Rule, RuleSet
+from veillink.model import Address, Diff, End, Ended, RuleSet
 from veillink.net.greenlets import unhurried
 from veillink.net.listening import listen
 from veillink.net.peer_watch import watch_resets
@@ -20,13 +17,11 @@ from veillink.net.pipes import Pipes
 from veillink.net.places import Places
 from veillink.net.resolver import Resolver
 from veillink.net.ticker import Ticker
-from veillink.proxy.health import Probes, Turns
+from veillink.proxy.health import Turns
 from veillink.proxy.limiter import ConnectionLimiter, Division
-from veillink.proxy.pool import Member, Pool
-from veillink.proxy.service import Service
-from veillink.proxy.upstream import Route
+from veillink.proxy.service import Binding, Service, Shared
 from veillink.server.fd_budget import FdBudget, fitting
-from veillink.server.listener import Binding, Listener
+from veillink.server.listener import Listener
 from veillink.server.listeners import Listeners
 from veillink.stats.ledger import Ledger
 
@@ -67,21 +62,25 @@ class Server:
         self.limiter = ConnectionLimiter(self.division)
         self.ledger = Ledger(worker * _NUMBERS)
         self.rules = RuleSet()
-        self._log = log
+        self.leads = worker == 0
+        self._shared = Shared(
+            log,
+            self.ledger,
+            self.limiter,
+            Ticker(),
+            Pipes(fd_budget.pipes),
+            Resolver(log, fd_budget.lookups),
+            Places(fd_budget.parallel_attempts),
+            Turns(fd_budget.probes),
+        )
         self._fd_budget = fd_budget
         self._memory = memory
         self._max_connections = max_connections
         self._inherited = inherited
-        self._shared = worker > 0
-        self.leads = worker == 0
+        self._has_siblings = worker > 0
         self._listeners = Listeners(log, source, open_at, inherited, worker * _GOLDEN % 1)
-        self._resolver = Resolver(log, fd_budget.lookups)
-        self._places = Places(fd_budget.parallel_attempts)
-        self._ticker = Ticker()
-        self._pipes = Pipes(fd_budget.pipes)
-        self._probing = Turns(fd_budget.probes)
-        self._running: dict[_Key, _Running] = {}
-        self._retired: dict[_Key, _Running] = {}
+        self._services: dict[_Key, Service] = {}
+        self._retired: dict[_Key, Service] = {}
         self.limiter.room = 0
         watch_resets()
 
@@ -99,7 +98,7 @@ class Server:
     def fits_memory(self) -> float:
         """How many connections fit into the memory."""
         workers = self.division.among
-        return fitting(self._memory, workers + self._shared, workers)
+        return fitting(self._memory, workers + self._has_siblings, workers)
 
     @property
     def can_go_on(self) -> bool:
@@ -108,7 +107,9 @@ class Server:
         Of several workers one has the UNIX sockets, or another program still has them.
         """
         found = self._listeners
-        return bool(found.open) or found.awaits_any() or (self._shared and all(each.is_unix for each in found.down))
+        return (
+            bool(found.open) or found.awaits_any() or (self._has_siblings and all(each.is_unix for each in found.down))
+        )
 
     def apply(self, rules: RuleSet) -> Diff:
         """Make these rules the ones at work, and return what that has changed. Rules that stay are not touched.
@@ -120,36 +121,56 @@ class Server:
         """
         starting = not self.rules.rules
         changes = self.rules.diff(rules, unhurried)
-        before, same = self._running, {rule.key for rule in unhurried(changes.same)}
-        running: dict[_Key, _Running] = {}
-        for rule in unhurried(rules.rules):
-            key = rule.key
-            last = before.get(key) or self._retired.get(key)
-            running[key] = last if last and key in same else self._build(rule, last)
-        gone = [(key, each) for key, each in unhurried((self._retired | before).items()) if key not in running]
-        wanted = self._bindings(running)
-        hosts, names = _host_names(rules), {rule.name for rule in unhurried(rules.rules)}
-        self._retired = {key: each for key, each in gone if each.limiter.in_use}
-        self._running, self.rules = running, rules
-        self.ledger.keep(names)
-        self._resolver.keep(hosts)
-        self._set_room(len(wanted))
-        self._listeners.want(wanted)
-        for key, each in unhurried(before.items()):
-            if running.get(key) is not each:
-                each.stop_probes()
-        for each in unhurried(running.values()):
-            each.limiter.wake()
+        services = self._build(rules, changes)
+        bindings = self._bind(services)
+        before = self._swap(rules, services, len(bindings))
+        self._listeners.want(bindings)
+        self._let_go(before)
         self._listeners.report(rules, tried_again=not starting or self.can_go_on)
         return changes
+
+    def _build(self, rules: RuleSet, changes: Diff) -> "dict[_Key, Service]":
+        """Return what serves each of these rules: what has served it, or its new form."""
+        known, same = self._retired | self._services, {rule.key for rule in unhurried(changes.same)}
+        return {
+            rule.key: known[rule.key] if rule.key in same else Service.build(rule, self._shared, known.get(rule.key))
+            for rule in unhurried(rules.rules)
+        }
+
+    def _bind(self, services: "Mapping[_Key, Service]") -> dict[Address, Binding]:
+        places = ((service, listen) for service in services.values() for listen in service.rule.listens())
+        return {
+            address: Binding(service, port_offset)
+            for service, (address, port_offset) in unhurried(places)
+            if self.leads or not address.is_unix or address in self._inherited
+        }
+
+    def _swap(self, rules: RuleSet, services: "dict[_Key, Service]", listeners: int) -> "Mapping[_Key, Service]":
+        """Put the new services in the place of the old ones, all at once, and return these."""
+        hosts, names = _host_names(rules), {rule.name for rule in unhurried(rules.rules)}
+        gone = [item for item in unhurried((self._retired | self._services).items()) if item[0] not in services]
+        before, self._services, self.rules = self._services, services, rules
+        self._retired = {key: service for key, service in gone if service.limiter.in_use}
+        self.ledger.keep(names)
+        self._shared.resolver.keep(hosts)
+        self._set_room(listeners)
+        return before
+
+    def _let_go(self, before: "Mapping[_Key, Service]") -> None:
+        """End what only the old services have needed, and wake who has waited for the new limits."""
+        for key, service in unhurried(before.items()):
+            if self._services.get(key) is not service:
+                service.stop_probes()
+        for service in unhurried(self._services.values()):
+            service.limiter.wake()
 
     def set_worker_count(self, workers: int) -> None:
         """Be one of so many: each limit is divided among them, but everyone may hold one connection."""
         if workers != self.division.among:
             self.division.among = workers
             self._set_room(len(self._listeners.wanted))
-            for running in self._running.values():
-                running.limiter.wake()
+            for service in self._services.values():
+                service.limiter.wake()
 
     def lead(self) -> None:
         """Be the one that listens at UNIX sockets, which cannot be shared."""
@@ -158,8 +179,8 @@ class Server:
 
     def stop_accepting(self) -> None:
         """Close every listener and stop probing; connections go on."""
-        for running in unhurried(self._running.values()):
-            running.stop_probes()
+        for service in unhurried(self._services.values()):
+            service.stop_probes()
         self._listeners.close()
 
     def cut(self) -> None:
@@ -168,12 +189,6 @@ class Server:
         for connection in tuple(self.ledger.live.values()):
             connection.scope.cancel(Ended(End.DRAINED))
 
-    def targets(self) -> Iterator[tuple[Rule, Member]]:
-        """Yield every target of every rule, with what is known of it."""
-        for running in self._running.values():
-            for member in running.service.route.pool.members.values():
-                yield running.service.rule, member
-
     def rules_down(self) -> list[str]:
         """Return the names of the rules that do not have all their ports."""
         wanted = self._listeners.wanted
@@ -181,8 +196,8 @@ class Server:
 
     def status(self) -> list[dict[str, Any]]:
         """Return for each rule its name, listen cell, whether it listens, its account and its targets."""
-        shown = tuple(self._running.values())
-        accounts = self.ledger.snapshot([running.service.rule.name for running in shown])
+        shown = tuple(self._services.values())
+        accounts = self.ledger.snapshot([service.rule.name for service in shown])
         down = self._listeners.down
         return [
             {
@@ -192,53 +207,12 @@ class Server:
                 **accounts[rule.name],
                 "targets": [
                     {"target": str(member.address), "up": member.up, "active": member.active}
-                    for member in running.service.route.pool.members.values()
+                    for member in service.upstream.pool.members.values()
                 ],
             }
-            for running in unhurried(shown)
-            for rule in (running.service.rule,)
+            for service in unhurried(shown)
+            for rule in (service.rule,)
         ]
-
-    def _bindings(self, running: "Mapping[_Key, _Running]") -> dict[Address, Binding]:
-        places = ((each, address, n) for each in running.values() for address, n in each.service.rule.listens())
-        return {
-            address: Binding(each.service, offset, each.limiter)
-            for each, address, offset in unhurried(places)
-            if self.leads or not address.is_unix or address in self._inherited
-        }
-
-    def _build(self, rule: Rule, last: "_Running | None") -> "_Running":
-        """Return a rule's new form; targets that stay keep their state, and its connections go on counting."""
-        pool = Pool(rule, random.random, last.service.route.pool.members if last else {})
-        route = Route(
-            pool,
-            self._resolver,
-            self._places,
-            partial(self._turned, rule),
-            partial(self._lost, rule),
-            rule.options.retry_interval,
-        )
-        service = Service(rule, route, self.ledger, self._ticker, self._pipes, self._log)
-        limiter = last.limiter if last else ConnectionLimiter(self.division, self.limiter)
-        limiter.most = rule.options.max_connections or math.inf
-        probes = (
-            Probes(route, rule.options, self._probing, random.random) if rule.options.health is Health.TCP else None
-        )
-        return _Running(service, limiter, probes)
-
-    def _turned(self, rule: Rule, member: Member, reason: str) -> None:
-        """Tell that a target went out or came back."""
-        if reason:
-            self._log.warning("target down", rule=rule.name, target=member.address, reason=reason)
-        else:
-            self._log.info("target up", rule=rule.name, target=member.address)
-
-    def _lost(self, rule: Rule, member: Member) -> None:
-        """End the connections of a target that does not answer its probes, where the rule says so."""
-        if rule.options.on_down is OnDown.RESET:
-            for connection in tuple(self.ledger.live.values()):
-                if connection.member is member:
-                    connection.scope.cancel(Ended(End.TARGET_RESET, "the target is down"))
 
     def _set_room(self, listeners: int) -> None:
         room = self._fd_budget.connections(listeners)
@@ -248,19 +222,6 @@ class Server:
 
 
 _Key = tuple[Address, int]  # of a rule
-
-
-@dataclass(frozen=True, slots=True)
-class _Running:
-    """A rule at work."""
-
-    service: Service
-    limiter: ConnectionLimiter
-    probes: Probes | None
-
-    def stop_probes(self) -> None:
-        if self.probes is not None:
-            self.probes.stop()
 
 
 def _host_names(rules: RuleSet) -> dict[str, float]:
