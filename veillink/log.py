@@ -77,7 +77,7 @@ class Lines:
         self._json = json_lines
         self._level = LEVELS.index(level)
         self._always = always
-        self._second = (0, "")
+        self._second = (-1, "")
 
     def wants(self, level: str) -> bool:
         """Return whether lines of that level are written."""

@@ -139,23 +139,28 @@ def test_who_does_not_listen_is_cut_and_frees_a_place(sockets: Sockets, port: in
 
 def test_a_long_answer_is_whole_and_others_run_meanwhile(open_admin: Open, sockets: Sockets, port: int) -> None:
     open_admin()
-    longest = [0.0]
 
-    def tick() -> None:
-        while True:
-            began = time.thread_time()  # the loop's own: other processes may hold it up as long as they like
-            gevent.sleep(0)
-            longest[0] = max(longest[0], time.thread_time() - began)
+    def longest_part() -> float:
+        """Return the longest turn, as a part of what the answer has cost, in CPU time of this thread."""
+        turns: list[float] = []
 
-    ticker = gevent.spawn(tick)
-    sock = sockets.client(Address(HOST, port))
-    began = time.thread_time()
-    sock.sendall(b"GET /api/connections HTTP/1.0\r\n\r\n")
-    body = read_to_eof(sock).partition(b"\r\n\r\n")[2]
-    seconds = time.thread_time() - began
-    ticker.kill()
-    assert json.loads(body) == MANY
-    assert longest[0] < seconds / 3  # in one piece it would be all of it
+        def tick() -> None:
+            while True:
+                began = time.thread_time()
+                gevent.sleep(0)
+                turns.append(time.thread_time() - began)
+
+        ticker = gevent.spawn(tick)
+        sock = sockets.client(Address(HOST, port))
+        began = time.thread_time()
+        sock.sendall(b"GET /api/connections HTTP/1.0\r\n\r\n")
+        body = read_to_eof(sock).partition(b"\r\n\r\n")[2]
+        seconds = time.thread_time() - began
+        ticker.kill()
+        assert json.loads(body) == MANY
+        return max(turns) / seconds
+
+    assert min(longest_part() for _ in range(3)) < 1 / 3  # in one piece it would be all of it, each time
 
 
 @pytest.mark.usefixtures("admin")

@@ -269,7 +269,7 @@ def test_wheel_and_source_have_what_is_needed_and_nothing_else(built: Path) -> N
     (wheel,) = built.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     needed = (".py", ".html", ".typed")
-    modules = {f"veillink/{path.name}" for path in (ROOT / "veillink").iterdir() if path.suffix in needed}
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "veillink").rglob("*") if path.suffix in needed}
     assert {name for name in names if ".dist-info/" not in name} == modules
     assert any(name.endswith("/LICENSE") for name in names)
     (source,) = built.glob("*.tar.gz")
