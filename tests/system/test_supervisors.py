@@ -274,7 +274,7 @@ def test_wheel_and_source_have_what_is_needed_and_nothing_else(built: Path) -> N
     assert any(name.endswith("/LICENSE") for name in names)
     (source,) = built.glob("*.tar.gz")
     listing = subprocess.run(["tar", "-tzf", source], capture_output=True, text=True, check=True).stdout
-    assert "/veillink/dashboard.html" in listing
+    assert "/veillink/admin/dashboard.html" in listing
     assert "/README.md" in listing
     assert "/LICENSE" in listing
 
