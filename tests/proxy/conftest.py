@@ -1,0 +1,67 @@
+"""Fixtures for tests of one connection."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from gevent import socket
+
+from tests.proxy.connecting import FOREVER, Connect, Outcome, Within, outcome
+from tests.proxy.front import Forward, Front
+from tests.sockets import Journal, Sockets, address_of
+from tests.system.harness import HOST
+from veillink.model import Address, Rule, RuleOptions, Target
+from veillink.net import ticker
+from veillink.net.places import Places
+from veillink.net.resolver import Resolver
+from veillink.proxy import connect as connect_module
+from veillink.proxy.pool import Pool
+from veillink.proxy.upstream import Upstream
+
+
+@pytest.fixture
+def forward(sockets: Sockets, journal: Journal, monkeypatch: pytest.MonkeyPatch) -> Iterator[Forward]:
+    """Make a front for these targets; every descriptor it took has to be given back."""
+    monkeypatch.setattr(ticker, "_TICK", 0.01)
+    fronts: list[Front] = []
+
+    def _forward(*targets: Address | Target, **limits: Any) -> Front:
+        whole = tuple(target if isinstance(target, Target) else Target(target) for target in targets)
+        fronts.append(Front(sockets, journal, whole, RuleOptions(**limits)))
+        return fronts[-1]
+
+    yield _forward
+    for front in fronts:
+        front.shared.resolver.keep({})
+        front.shared.resolver._threads.kill()
+
+
+@pytest.fixture
+def backend(sockets: Sockets) -> socket.socket:
+    return sockets.listener()
+
+
+@pytest.fixture
+def book(journal: Journal) -> Iterator[Resolver]:
+    book = Resolver(journal.log, 8)
+    yield book
+    book.keep({})
+    book._threads.kill()
+
+
+@pytest.fixture
+def live(sockets: Sockets) -> Address:
+    return address_of(sockets.listener())
+
+
+@pytest.fixture
+def connect(book: Resolver) -> Connect:
+    def _connect(*targets: Target, seconds: float = FOREVER, offset: int = 0, retry_interval: float = 0) -> Outcome:
+        rule = Rule("web", Address("", 80), offset + 1, targets)
+        pool = Pool(rule, lambda: 0.5)
+        route = Upstream(pool, book, Places(16), lambda member, reason: None, lambda member: None, retry_interval)
+        return outcome(
+            lambda until, tried: connect_module.connect(route, offset, HOST, Within(until), tried)[:2], seconds
+        )
+
+    return _connect

@@ -1,0 +1,61 @@
+"""Fixtures for tests of a server."""
+
+from collections.abc import Callable, Iterator
+
+import gevent
+import pytest
+from gevent import socket
+
+from tests.server.running import FD_LIMIT, rules
+from tests.sockets import Journal, Sockets, eventually
+from tests.system.harness import free_port
+from veillink.model import RuleSet
+from veillink.server import listeners
+from veillink.server.fd_budget import FdBudget
+from veillink.server.server import Server
+
+
+@pytest.fixture
+def start(journal: Journal) -> Iterator[Callable[..., Server]]:
+    """Make a server; afterwards nothing of it goes on."""
+    servers: list[Server] = []
+
+    def _start(*rows: str, max_connections: int = 0) -> Server:
+        servers.append(Server(journal.log, "rules.csv", FdBudget(FD_LIMIT), max_connections))
+        servers[-1].apply(rules(*rows))
+        return servers[-1]
+
+    yield _start
+    for each in servers:
+        each.apply(RuleSet())
+    gevent.sleep(0)
+    for each in servers:
+        each.cut()
+    eventually(lambda: not any(each.limiter.in_use for each in servers))
+
+
+@pytest.fixture
+def port(hub: None) -> int:
+    return free_port()
+
+
+@pytest.fixture
+def other_port(hub: None) -> int:
+    return free_port()
+
+
+@pytest.fixture
+def backend(sockets: Sockets) -> socket.socket:
+    return sockets.listener()
+
+
+@pytest.fixture
+def other_backend(sockets: Sockets) -> socket.socket:
+    return sockets.listener()
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Try listeners that are down again soon."""
+    monkeypatch.setattr(listeners, "_FIRST_RETRY", 0.02)
+    monkeypatch.setattr(listeners, "_LAST_RETRY", 0.05)
