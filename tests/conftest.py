@@ -15,7 +15,6 @@ from gevent.hub import get_hub
 
 from veillink.daemon import process as daemon
 from veillink.daemon.commands import SIGNALS, Command, CommandQueue
-from veillink.net.peer_watch import watch_resets
 
 from .sockets import Journal, Sockets
 
@@ -58,7 +57,6 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Give a test 20 s, and fail it for errors that the loop would only print."""
     printed = io.StringIO()
     monkeypatch.setattr(get_hub(), "exception_stream", printed)
-    watch_resets()  # takes its one descriptor now, and not while a test counts them
     with gevent.Timeout(20):
         yield
     gevent.sleep(0)

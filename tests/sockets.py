@@ -16,8 +16,9 @@ from gevent import socket
 
 from veillink.log import Log
 from veillink.model import Address
+from veillink.net.peer_watch import PeerWatch
+from veillink.net.socket_stream import SocketStream
 from veillink.net.sockets import adopt
-from veillink.net.stream import Stream
 
 from .system.harness import HOST
 
@@ -66,7 +67,7 @@ def address_of(sock: socket.socket) -> Address:
     return Address(*sock.getsockname()[:2])
 
 
-def stuff(stream: Stream) -> None:
+def stuff(stream: SocketStream) -> None:
     """Send until nothing more fits."""
     with contextlib.suppress(gevent.Timeout), gevent.Timeout(0.02):
         while True:
@@ -78,6 +79,8 @@ class Sockets:
 
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
+        self.peer_watch = PeerWatch()  # takes its one descriptor now, and not while a test counts them
+        stack.callback(self.peer_watch.close)
 
     def listener(self, host: str = HOST, port: int = 0, backlog: int = 16) -> socket.socket:
         """Return a listening socket; ``accept`` is the test's to call."""
@@ -97,7 +100,7 @@ class Sockets:
         """Return the next one who connects."""
         return self.keep(listener.accept()[0])
 
-    def pair(self, buffers: int = 0) -> tuple[Stream, socket.socket]:
+    def pair(self, buffers: int = 0) -> tuple[SocketStream, socket.socket]:
         """Return a stream and its peer; ``buffers`` makes what the kernel holds between them small."""
         with socket.socket() as listener:
             peer = self.keep(socket.socket())
@@ -107,7 +110,7 @@ class Sockets:
             listener.bind((HOST, 0))
             listener.listen()
             peer.connect(listener.getsockname())
-            stream = Stream(adopt(listener.accept()[0].detach(), socket.AF_INET))
+            stream = SocketStream(adopt(listener.accept()[0].detach(), socket.AF_INET))
         self._stack.callback(stream.close)
         return stream, peer
 

@@ -1,4 +1,4 @@
-"""Tests of sockets and the Stream around a connected one."""
+"""Tests of sockets and the stream around a connected one."""
 
 import _socket
 import contextlib
@@ -25,7 +25,7 @@ from veillink.model import Address, RuleOptions
 from veillink.net import listening
 from veillink.net import sockets as net
 from veillink.net.pipes import Pipe
-from veillink.net.stream import Stream
+from veillink.net.socket_stream import SocketStream
 
 pytestmark = pytest.mark.usefixtures("hub")
 
@@ -343,10 +343,10 @@ def test_a_connect_that_fails_at_once_leaves_nothing_open() -> None:
     assert open_files() == before
 
 
-# --- Stream ----------------------------------------------------------------------------------------------------------
+# --- streams ---------------------------------------------------------------------------------------------------------
 
 
-def receive(stream: Stream, size: int = 100) -> bytes:
+def receive(stream: SocketStream, size: int = 100) -> bytes:
     buffer = bytearray(size)
     return bytes(buffer[: stream.recv_into(memoryview(buffer))])
 
@@ -417,7 +417,7 @@ def test_bytes_go_both_ways_at_once(sockets: Sockets) -> None:
 def test_urgent_data_stays_in_line(sockets: Sockets, listeners: list[socket.socket]) -> None:
     listeners.append(listening.listen(Address(HOST, 0), OPTIONS))
     peer = sockets.client(address_of(listeners[0]))
-    stream = Stream(eventually(lambda: accept_now(listeners[0])))
+    stream = SocketStream(eventually(lambda: accept_now(listeners[0])))
     peer.sendall(b"ab")
     peer.send(b"!", socket.MSG_OOB)
     peer.sendall(b"cd")
@@ -467,10 +467,10 @@ def test_abort_throws_away_what_is_unsent(sockets: Sockets) -> None:
         read_to_eof(peer)
 
 
-Closing = Callable[[Stream], None]
+Closing = Callable[[SocketStream], None]
 
 
-def heir_of(stream: Stream, end: Closing, sockets: Sockets) -> tuple[Stream, socket.socket]:
+def heir_of(stream: SocketStream, end: Closing, sockets: Sockets) -> tuple[SocketStream, socket.socket]:
     """End a stream and return another one, and its peer, that has got the same descriptor number."""
     listener = sockets.listener()
     peer = sockets.client(address_of(listener))
@@ -479,18 +479,18 @@ def heir_of(stream: Stream, end: Closing, sockets: Sockets) -> tuple[Stream, soc
     end(stream)
     os.dup2(accepted.fileno(), number, inheritable=False)
     accepted.close()
-    return Stream(net.adopt(number, socket.AF_INET)), peer
+    return SocketStream(net.adopt(number, socket.AF_INET)), peer
 
 
-@pytest.mark.parametrize("second", [Stream.close, Stream.abort])
-@pytest.mark.parametrize("first", [Stream.close, Stream.abort])
+@pytest.mark.parametrize("second", [SocketStream.close, SocketStream.abort])
+@pytest.mark.parametrize("first", [SocketStream.close, SocketStream.abort])
 def test_closing_twice_leaves_the_next_owner_of_the_number_alone(
     first: Closing, second: Closing, sockets: Sockets
 ) -> None:
     stream, _ = sockets.pair()
     heir, peer = heir_of(stream, first, sockets)
     told: list[str] = []
-    heir.on_reset(lambda: told.append("reset"))
+    heir.on_reset(sockets.peer_watch, lambda: told.append("reset"))
     second(stream)
     peer.sendall(b"alive")
     assert receive(heir) == b"alive"
@@ -531,7 +531,7 @@ def test_what_a_writer_leaves_behind_that_is_ended_stays_unacked_but_a_reset_can
 
 def test_of_a_unix_socket_bytes_are_unacked_until_they_are_read_and_a_reset_would_lose_none(hub: None) -> None:
     near, far = socket.socketpair()
-    stream = Stream(net.adopt(near.detach(), socket.AF_UNIX))
+    stream = SocketStream(net.adopt(near.detach(), socket.AF_UNIX))
     stream.sendall(memoryview(b"unread"))
     assert (stream.unacked_bytes() > 0, stream.bytes_a_reset_would_lose()) == (True, 0)
     assert far.recv(6) == b"unread"
@@ -669,7 +669,7 @@ def test_splicing_to_a_peer_that_resets_is_an_error_and_the_pipe_knows_what_it_h
 def test_a_reset_is_told_while_data_is_unread(sockets: Sockets) -> None:
     stream, peer = sockets.pair()
     told: list[str] = []
-    stream.on_reset(lambda: told.append("reset"))
+    stream.on_reset(sockets.peer_watch, lambda: told.append("reset"))
     peer.sendall(b"unread")
     gevent.sleep(0.01)
     assert told == []
@@ -683,14 +683,14 @@ def test_a_reset_from_before_the_question_is_told(sockets: Sockets) -> None:
     stream, peer = sockets.pair()
     reset(peer)
     told: list[str] = []
-    stream.on_reset(lambda: told.append("reset"))
+    stream.on_reset(sockets.peer_watch, lambda: told.append("reset"))
     eventually(lambda: told)
 
 
 def test_a_reset_after_our_fin_is_told(sockets: Sockets) -> None:
     stream, peer = sockets.pair()
     told: list[str] = []
-    stream.on_reset(lambda: told.append("reset"))
+    stream.on_reset(sockets.peer_watch, lambda: told.append("reset"))
     stream.send_eof()
     gevent.sleep(0.01)
     assert told == []
@@ -703,8 +703,8 @@ def test_a_fin_is_no_reset(ours: bool, sockets: Sockets) -> None:
     stream, peer = sockets.pair()
     witness, other = sockets.pair()
     told: list[str] = []
-    stream.on_reset(lambda: told.append("FIN"))
-    witness.on_reset(lambda: told.append("reset"))
+    stream.on_reset(sockets.peer_watch, lambda: told.append("FIN"))
+    witness.on_reset(sockets.peer_watch, lambda: told.append("reset"))
     peer.shutdown(socket.SHUT_WR)
     if ours:
         stream.send_eof()
@@ -716,10 +716,10 @@ def test_a_fin_is_no_reset(ours: bool, sockets: Sockets) -> None:
 def test_who_asks_after_a_reset_was_told_is_told_too(sockets: Sockets) -> None:
     stream, peer = sockets.pair()
     told: list[str] = []
-    stream.on_reset(lambda: told.append("first"))
+    stream.on_reset(sockets.peer_watch, lambda: told.append("first"))
     reset(peer)
     eventually(lambda: told)
-    stream.on_reset(lambda: told.append("second"))
+    stream.on_reset(sockets.peer_watch, lambda: told.append("second"))
     eventually(lambda: len(told) == 2)
     assert told == ["first", "second"]
 
@@ -727,8 +727,8 @@ def test_who_asks_after_a_reset_was_told_is_told_too(sockets: Sockets) -> None:
 def test_only_the_last_who_asked_is_told(sockets: Sockets) -> None:
     stream, peer = sockets.pair()
     told: list[str] = []
-    stream.on_reset(lambda: told.append("first"))
-    stream.on_reset(lambda: told.append("last"))
+    stream.on_reset(sockets.peer_watch, lambda: told.append("first"))
+    stream.on_reset(sockets.peer_watch, lambda: told.append("last"))
     reset(peer)
     eventually(lambda: told)
     assert told == ["last"]
@@ -737,9 +737,9 @@ def test_only_the_last_who_asked_is_told(sockets: Sockets) -> None:
 def test_the_next_owner_of_a_descriptor_number_is_watched_for_itself(sockets: Sockets) -> None:
     told: list[str] = []
     stream, _ = sockets.pair()
-    stream.on_reset(lambda: told.append("closed one"))
-    heir, peer = heir_of(stream, Stream.close, sockets)
-    heir.on_reset(lambda: told.append("heir"))
+    stream.on_reset(sockets.peer_watch, lambda: told.append("closed one"))
+    heir, peer = heir_of(stream, SocketStream.close, sockets)
+    heir.on_reset(sockets.peer_watch, lambda: told.append("heir"))
     reset(peer)
     eventually(lambda: told)
     heir.close()

@@ -25,12 +25,13 @@ class Full:
         self.listener.bind(str(path))
         self.listener.listen(0)
         self.sockets = sockets
+        self.queues = unix_queue.UnixQueues()
         self._connect(FOREVER)
         self.asked: list[float] = []
         self.connected: list[str] = []
 
     def _connect(self, until: float) -> None:
-        self.sockets.keep(unix_queue.connect(socket.AF_UNIX, str(self.path), until))
+        self.sockets.keep(self.queues.connect(socket.AF_UNIX, str(self.path), until))
 
     def client(self, name: str, until: float = FOREVER) -> "gevent.Greenlet[[str, float], None]":
         """Let a client wait for its turn."""
@@ -66,7 +67,7 @@ def full(sockets: Sockets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
 
     monkeypatch.setattr(unix_queue, "start_connect", noted)
     yield full
-    assert unix_queue._lines == {}
+    assert full.queues._lines == {}
 
 
 def test_clients_are_connected_in_the_order_in_which_they_came(full: Full) -> None:

@@ -14,6 +14,7 @@ from veillink.model import Address, Rule, RuleOptions, Target
 from veillink.net import ticker
 from veillink.net.places import Places
 from veillink.net.resolver import Resolver
+from veillink.net.unix_queue import UnixQueues
 from veillink.proxy import connect as connect_module
 from veillink.proxy.pool import Pool
 from veillink.proxy.upstream import Upstream
@@ -59,7 +60,9 @@ def connect(book: Resolver) -> Connect:
     def _connect(*targets: Target, seconds: float = FOREVER, offset: int = 0, retry_interval: float = 0) -> Outcome:
         rule = Rule("web", Address("", 80), offset + 1, targets)
         pool = Pool(rule, lambda: 0.5)
-        route = Upstream(pool, book, Places(16), lambda member, reason: None, lambda member: None, retry_interval)
+        route = Upstream(
+            pool, book, UnixQueues(), Places(16), lambda member, reason: None, lambda member: None, retry_interval
+        )
         return outcome(
             lambda until, tried: connect_module.connect(route, offset, HOST, Within(until), tried)[:2], seconds
         )

@@ -30,13 +30,19 @@ class Front:
     def __init__(self, sockets: Sockets, journal: Journal, targets: tuple[Target, ...], options: RuleOptions) -> None:
         self.sockets = sockets
         self.journal = journal
-        self.shared = shared = make_shared(journal.log)
+        self.shared = shared = make_shared(journal.log, sockets.peer_watch)
         self.ledger, self.ticker = shared.ledger, shared.ticker
         self.turned: list[tuple[Address, str]] = []
         rule = Rule("web", LISTEN, 3, targets, options)
         pool = Pool(rule, lambda: 0.5)
         upstream = Upstream(
-            pool, shared.resolver, shared.attempts, self._turned, lambda member: None, options.retry_interval
+            pool,
+            shared.resolver,
+            shared.unix_queues,
+            shared.attempts,
+            self._turned,
+            lambda member: None,
+            options.retry_interval,
         )
         self.service = Service(rule, upstream, shared.limiter.of_rule(), shared)
         self._listener = sockets.listener()

@@ -19,8 +19,10 @@ from veillink.net import resolver
 from veillink.net.dial import Race, first
 from veillink.net.places import Claim, Places
 from veillink.net.resolver import Resolver
+from veillink.net.socket_stream import SocketStream
 from veillink.net.sockets import OPTIONS
 from veillink.net.stream import Stream
+from veillink.net.unix_queue import UnixQueues
 from veillink.proxy import connect as connect_module
 from veillink.proxy.pool import Pool
 from veillink.proxy.upstream import Upstream
@@ -79,6 +81,7 @@ def test_the_first_address_that_connects_is_taken_and_no_other_asked(
 def test_a_connected_stream_works_and_has_the_options(sockets: Sockets, book: Resolver) -> None:
     listener = sockets.listener()
     stream, _ = run_race([address_of(listener)], book, Claim(Places(16), "rule"), FOREVER, [])
+    assert isinstance(stream, SocketStream)
     assert {o: stream._socket.getsockopt(*o[:2]) for o in OPTIONS} == {o: o[2] for o in OPTIONS}
     stream.sendall(memoryview(b"through"))
     assert sockets.accept(listener).recv(100) == b"through"
@@ -299,7 +302,7 @@ def rows(book: Resolver) -> Callable[..., Rows]:
         rule = Rule("web", Address("", 80), 1, tuple(Target(address) for address in targets), RuleOptions(**options))
         pool = Pool(rule, lambda: 0.5)
         on_state_change = lambda member, reason: turns.append((member.address, reason))  # noqa: E731
-        return Rows(Upstream(pool, book, Places(places), on_state_change, lambda member: None), turns)
+        return Rows(Upstream(pool, book, UnixQueues(), Places(places), on_state_change, lambda member: None), turns)
 
     return _rows
 
@@ -393,7 +396,7 @@ def test_when_all_have_refused_they_are_tried_again_until_one_is_there(
     at["unix"] = Address(f"unix:{tmp_path}/x", 0)
     targets = (Target(at["first"]), Target(at["unix"]), Target(at["backup"], backup=True))
     pool = Pool(Rule("web", Address("", 80), 1, targets, RuleOptions(max_fails=1)), lambda: 0.5)
-    route = Upstream(pool, book, Places(16), lambda member, reason: None, lambda member: None, 0.01)
+    route = Upstream(pool, book, UnixQueues(), Places(16), lambda member, reason: None, lambda member: None, 0.01)
     tried: list[str] = []
     attempt = gevent.spawn(connect_module.connect, route, 0, HOST, Within(FOREVER), tried)
     gevent.sleep(0.1)  # for some tries: by now all are out, and asked all the same

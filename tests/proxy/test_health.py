@@ -18,7 +18,9 @@ from tests.system.namespace import Network
 from veillink.model import Address, Health, Rule, RuleOptions, Target
 from veillink.net.places import Places
 from veillink.net.resolver import Resolver
-from veillink.proxy.health import Probes, Turns
+from veillink.net.turns import Turns
+from veillink.net.unix_queue import UnixQueues
+from veillink.proxy.health import Probes
 from veillink.proxy.pool import Member, Pool
 from veillink.proxy.upstream import Upstream
 
@@ -120,7 +122,9 @@ def probe(journal: Journal) -> Iterator[Probe]:
         pool = Pool(Rule("web", Address("", 80), 1, tuple(map(Target, addresses)), options), found.draw)
         for member in pool.members.values():
             member.down = down
-        upstream = Upstream(pool, book, Places(16), lambda member, reason: found.turned.append(reason), lost)
+        upstream = Upstream(
+            pool, book, UnixQueues(), Places(16), lambda member, reason: found.turned.append(reason), lost
+        )
         running.append(Probes(upstream, options, turns or Turns(4), found.draw))
         return found
 
@@ -205,7 +209,9 @@ def test_silent_targets_of_one_rule_do_not_hold_up_the_probes_of_another(sockets
 def test_of_probes_that_were_stopped_nothing_is_left_to_the_collector(journal: Journal, *, begun: bool) -> None:
     """It would hold everybody up at a reload of thousands of rules."""
     rule = Rule("web", Address("", 80), 1, (Target(Address(HOST, 9)),), RuleOptions(health=Health.TCP))
-    upstream = Upstream(Pool(rule, lambda: 0.0), Resolver(journal.log, 1), Places(1), lambda *_: None, lambda _: None)
+    upstream = Upstream(
+        Pool(rule, lambda: 0.0), Resolver(journal.log, 1), UnixQueues(), Places(1), lambda *_: None, lambda _: None
+    )
     probes = Probes(upstream, rule.options, Turns(1), lambda: 1.0)
     gone = weakref.ref(probes)
     if begun:

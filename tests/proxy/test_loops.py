@@ -28,7 +28,7 @@ class Ring:
         self.journal = journal
         self.folder = folder
         self._sockets = sockets
-        self._shared = make_shared(journal.log)
+        self._shared = make_shared(journal.log, sockets.peer_watch)
         self.ledger = self._shared.ledger
         self._accepting: list[gevent.Greenlet[..., None]] = []
         self._listening: list[socket.socket] = []

@@ -10,20 +10,25 @@ import termios
 import time
 from collections.abc import Callable, Collection
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import gevent
 import pytest
 from gevent import socket
 
+from tests.proxy.making import make_shared
 from tests.sockets import Sockets, eventually, open_files, stuff
 from tests.system.harness import read_exactly, read_to_eof, reset
 from veillink.model import Address, End, Ended, RuleOptions
 from veillink.net import ticker
 from veillink.net.pipes import Pipe, Pipes
-from veillink.net.stream import Stream
+from veillink.net.socket_stream import SocketStream
 from veillink.net.ticker import Ticker
+from veillink.proxy import deadlines, pump
 from veillink.proxy import relay as relay_module
-from veillink.proxy.relay import _FLUSH_TIME, Relay, _Flush
+from veillink.proxy.deadlines import FLUSH_TIME
+from veillink.proxy.flush import Flush
+from veillink.proxy.relay import Relay
 from veillink.proxy.session import CancelScope
 from veillink.stats.ledger import Ledger
 
@@ -46,12 +51,11 @@ class Connection:
         self.client_stream, self.client = sockets.pair(TINY if "client" in tiny else 0)
         self.target_stream, self.target = sockets.pair(TINY if "target" in tiny else 0)
         self.timeouts = timeouts
-        self.ticker = Ticker()
+        shared = make_shared(Mock(), sockets.peer_watch, pipes or Pipes(1))
+        self.ticker = shared.ticker
         self.connection = Ledger().open("web", Address("", 1), Address("", 2), time.monotonic(), self)
         self._interrupts: list[CancelScope] = []
-        self.relay = Relay(
-            self.client_stream, self.target_stream, self.connection, timeouts, self.ticker, pipes or Pipes(1)
-        )
+        self.relay = Relay(self.client_stream, self.target_stream, self.connection, timeouts, shared)
         self._greenlet: gevent.Greenlet[[], End | Exception] | None = None
 
     def cancel(self, ended: Exception) -> None:
@@ -89,7 +93,7 @@ class Connection:
                 stream.abort()
         return end
 
-    def near(self, far: socket.socket) -> Stream:
+    def near(self, far: socket.socket) -> SocketStream:
         """Return the stream to this peer."""
         return self.client_stream if far is self.client else self.target_stream
 
@@ -249,7 +253,7 @@ def test_bulk_is_copied_from_when_on_splice_is_refused(
         return splice(*args, **options)
 
     monkeypatch.setattr(os, "splice", refused)
-    monkeypatch.setattr(relay_module, "_BULK_READS", 1)
+    monkeypatch.setattr(pump, "_BULK_READS", 1)
     connection = connect(pipes=pipes).start()
     data = random.Random(0).randbytes(4 << 20)
     reader = gevent.spawn(read_to_eof, connection.target)
@@ -280,7 +284,7 @@ def test_bulk_with_urgent_data_in_it_arrives_whole(fin: str, pipes: Lending, con
     assert connection.end() is End.CLOSED
 
 
-def replace(monkeypatch: pytest.MonkeyPatch, stream: Stream, **methods: Callable[..., int]) -> None:
+def replace(monkeypatch: pytest.MonkeyPatch, stream: SocketStream, **methods: Callable[..., int]) -> None:
     """Replace methods of a stream's socket."""
     sock = stream._socket
     own = {name: getattr(sock, name) for name in ("fileno", "recv_into", "send", "shutdown", "setsockopt", "close")}
@@ -290,7 +294,7 @@ def replace(monkeypatch: pytest.MonkeyPatch, stream: Stream, **methods: Callable
 def test_a_source_that_is_always_ready_lets_others_run(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
     connection = connect(pipes=Pipes(0))
     connection.client.sendall(b"x")  # is never read, and keeps the stream readable
-    full = len(relay_module._BUFFER)
+    full = pump._BUFFER_SIZE
     left = iter([full] * 64)
     replace(monkeypatch, connection.client_stream, recv_into=lambda buffer: next(left, 0))
     replace(monkeypatch, connection.target_stream, send=len)
@@ -337,7 +341,7 @@ def test_what_the_relay_holds_when_a_reset_comes_is_delivered_to_a_slow_reader(
     connection, one, other, was_reset = sides(tiny=OTHER)
     connection.start()
     if silent_before:
-        monkeypatch.setattr(relay_module, "_FLUSH_TIME", 0.2)
+        monkeypatch.setattr(deadlines, "FLUSH_TIME", 0.2)
         monkeypatch.setattr(relay_module, "_PARK_AFTER", 0.2)
         eventually(lambda: connection.relay in connection.ticker._watched)
         eventually(lambda: connection.ticker._timer is None)
@@ -363,7 +367,7 @@ def read_to_reset(far: socket.socket, at_once: int = 1 << 16, pause: float = 0.0
         received += part
 
 
-def waits_for_room(stream: Stream) -> bool:
+def waits_for_room(stream: SocketStream) -> bool:
     """Return whether the kernel holds bytes that do not fit into the peer's (tcp(7), SIOCOUTQNSD)."""
     return fcntl.ioctl(stream._fd, 0x894B, bytes(4)) != bytes(4)
 
@@ -376,7 +380,7 @@ def all_taken(far: socket.socket) -> bool:
 def test_a_reader_that_takes_nothing_holds_a_reset_up_for_so_long_only(
     sides: Sides, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relay_module, "_FLUSH_TIME", 0.3)
+    monkeypatch.setattr(deadlines, "FLUSH_TIME", 0.3)
     connection, one, other, was_reset = sides(tiny=BOTH)
     connection.start()
     gevent.spawn(finish_with, one, DATA)
@@ -393,7 +397,7 @@ def test_a_reader_that_takes_nothing_holds_a_reset_up_for_so_long_only(
 def test_a_reset_waits_for_a_slow_reader_for_as_long_as_bytes_move(
     sides: Sides, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relay_module, "_FLUSH_TIME", 0.4)
+    monkeypatch.setattr(deadlines, "FLUSH_TIME", 0.4)
     connection, one, other, was_reset = sides(tiny=OTHER)
     connection.start()
     one.sendall(DATA[:150_000])
@@ -415,8 +419,8 @@ def test_a_reset_after_both_have_finished_changes_nothing(connect: Connect) -> N
         gevent.sleep(0)
     assert connection._greenlet is not None
     assert not connection._greenlet.ready()
-    connection.relay._client_was_reset()
-    connection.relay._target_was_reset()
+    connection.relay._on_client_reset()
+    connection.relay._on_target_reset()
     assert connection.end() is End.CLOSED
 
 
@@ -741,39 +745,39 @@ def test_a_reader_has_its_time_after_a_reset_though_this_process_did_not_run(soc
     stream, _ = sockets.pair(TINY)
     stuff(stream)
     watcher, begun = Ticker(), time.monotonic()
-    flush = _Flush(stream, begun, watcher)
-    assert flush.on_tick(begun + 0.9 * _FLUSH_TIME)
+    flush = Flush(stream, begun, watcher)
+    assert flush.on_tick(begun + 0.9 * FLUSH_TIME)
     watcher.lost += 100
-    assert flush.on_tick(begun + 100.9 + 0.8 * _FLUSH_TIME)
-    assert not flush.on_tick(begun + 101 + _FLUSH_TIME)
+    assert flush.on_tick(begun + 100.9 + 0.8 * FLUSH_TIME)
+    assert not flush.on_tick(begun + 101 + FLUSH_TIME)
 
 
 def test_a_reader_that_takes_something_has_its_time_anew_after_a_reset(sockets: Sockets) -> None:
     stream, peer = sockets.pair(TINY)
     stuff(stream)
     begun = time.monotonic()
-    flush = _Flush(stream, begun, Ticker())
+    flush = Flush(stream, begun, Ticker())
     unacked = stream.unacked_bytes()
     while stream.unacked_bytes() == unacked:
         peer.recv(1000)
         gevent.sleep(0.001)
-    assert flush.on_tick(begun + 0.9 * _FLUSH_TIME)
-    assert flush.on_tick(begun + 1.8 * _FLUSH_TIME)
-    assert not flush.on_tick(begun + 1.91 * _FLUSH_TIME)
+    assert flush.on_tick(begun + 0.9 * FLUSH_TIME)
+    assert flush.on_tick(begun + 1.8 * FLUSH_TIME)
+    assert not flush.on_tick(begun + 1.91 * FLUSH_TIME)
 
 
 def test_what_was_lost_before_a_reader_took_something_gives_it_no_time_afterwards(sockets: Sockets) -> None:
     stream, peer = sockets.pair(TINY)
     stuff(stream)
     watcher, begun = Ticker(), time.monotonic()
-    flush = _Flush(stream, begun, watcher)
+    flush = Flush(stream, begun, watcher)
     watcher.lost += 100
     unacked = stream.unacked_bytes()
     while stream.unacked_bytes() == unacked:
         peer.recv(1000)
         gevent.sleep(0.001)
     assert flush.on_tick(begun + 101)
-    assert not flush.on_tick(begun + 101 + _FLUSH_TIME)
+    assert not flush.on_tick(begun + 101 + FLUSH_TIME)
 
 
 class Bomb:

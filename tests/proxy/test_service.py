@@ -9,15 +9,16 @@ import pytest
 from tests.proxy.making import make_shared
 from tests.sockets import Journal, Sockets, address_of, eventually
 from veillink.model import Address, End, Ended, Health, OnDown, Rule, RuleOptions, Target
-from veillink.proxy.service import Service, Shared
+from veillink.proxy.service import Service
+from veillink.proxy.shared import Shared
 
 LISTEN = Address("127.0.0.1", 80)
 A, B = Address("192.0.2.1", 80), Address("192.0.2.2", 80)
 
 
 @pytest.fixture
-def shared(journal: Journal) -> Iterator[Shared]:
-    shared = make_shared(journal.log)
+def shared(journal: Journal, sockets: Sockets) -> Iterator[Shared]:
+    shared = make_shared(journal.log, sockets.peer_watch)
     yield shared
     shared.resolver.keep({})
 

@@ -13,6 +13,7 @@ from tests.system.namespace import Network
 from veillink.model import Address, End, Ended, Rule, RuleOptions, Target
 from veillink.net.places import Places
 from veillink.net.resolver import Resolver
+from veillink.net.unix_queue import UnixQueues
 from veillink.proxy import connect as connect_module
 from veillink.proxy.pool import Pool
 from veillink.proxy.upstream import Upstream
@@ -31,7 +32,12 @@ def route(book: Resolver, down: list[str]) -> Callable[..., Upstream]:
     def _route(*targets: Address) -> Upstream:
         rule = Rule("web", Address("", 80), 1, tuple(map(Target, targets)), RuleOptions(max_fails=1))
         return Upstream(
-            Pool(rule, lambda: 0.5), book, Places(16), lambda member, why: down.append(why), lambda member: None
+            Pool(rule, lambda: 0.5),
+            book,
+            UnixQueues(),
+            Places(16),
+            lambda member, why: down.append(why),
+            lambda member: None,
         )
 
     return _route

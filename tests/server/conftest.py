@@ -32,6 +32,8 @@ def start(journal: Journal) -> Iterator[Callable[..., Server]]:
     for each in servers:
         each.cut()
     eventually(lambda: not any(each.limiter.in_use for each in servers))
+    for each in servers:
+        each._shared.peer_watch.close()
 
 
 @pytest.fixture

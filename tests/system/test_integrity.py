@@ -11,7 +11,7 @@ from contextlib import closing
 
 import pytest
 
-from veillink.net.stream import Stream
+from veillink.net.socket_stream import SocketStream
 
 from .conftest import Forward, Hold
 from .ends import MIB, SIDES, Side, Unready, Upload, digest_to_eof, most_in_the_kernel, push, wait_until_received
@@ -245,7 +245,7 @@ def test_a_send_that_the_kernel_takes_in_parts_is_continued_where_it_stopped() -
     sender.setblocking(False)
     blocks = [random.Random(n).randbytes(64 << 10) for n in range(20)]
     buffer = bytearray(64 << 10)
-    with closing(Stream(sender)) as stream:
+    with closing(SocketStream(sender)) as stream:
         for block in blocks:
             buffer[:] = block
             stream.sendall(memoryview(buffer))

@@ -3,101 +3,24 @@
 Rule: whoever may still answer is not given up for another one, unless that is known to answer.
 """
 
-import errno
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
 from gevent.hub import Waiter, get_hub
 
 from veillink.model import Address, End, Ended
+from veillink.net.attempt import Attempt, Callback, ended
 from veillink.net.places import Claim
 from veillink.net.resolver import Name, Resolver
-from veillink.net.sockets import connected_from, error_name, numeric, start_connect
+from veillink.net.sockets import error_name
 from veillink.net.stream import Stream
 
 # RFC 8305, section 5: the head start of one address before the next is tried beside it, in seconds. After as long in
 # vain its name is looked up again, and who has found no descriptor for trying beside looks for one again.
 HEAD_START: Final = 0.25
 _NEVER: Final = float("inf")
-
-_ENDS: Final = {
-    errno.ECONNREFUSED: End.CONNECT_REFUSED,
-    errno.ETIMEDOUT: End.CONNECT_TIMEOUT,
-    errno.EAGAIN: End.CONNECT_TIMEOUT,  # the queue of a UNIX socket stayed full
-}
-
-Told = Callable[[object], None]
-
-
-def ended(error: OSError) -> Ended:
-    """Return how a connection ends whose connect failed with this."""
-    return Ended(_ENDS.get(error.errno or 0, End.CONNECT_FAILED), error_name(error))
-
-
-class Attempt:
-    """A connect under way, since ``began`` (monotonic seconds); ``error`` is what it has failed with."""
-
-    __slots__ = ("_own", "_writable", "address", "began", "decided", "error", "socket")
-
-    def __init__(self, address: Address, now: float) -> None:
-        self.address = address
-        self.began = now
-        self.decided = False
-        self.error: OSError | None = None
-        self.socket: Any = None
-        self._own: Any = None
-        self._writable: Any = None
-
-    def begin(self) -> bool:
-        """Begin, and return whether it has connected at once."""
-        try:
-            self.socket = start_connect(*numeric(self.address))
-            self._own = connected_from(self.socket)
-        except OSError as error:
-            self.error = error
-            self.decided = True
-        return self._own is not None
-
-    def look(self) -> bool:
-        """Return whether it has connected."""
-        self.decided = False
-        if self.error is None:
-            try:
-                self._own = connected_from(self.socket)
-            except OSError as error:
-                self.error = error
-        return self._own is not None
-
-    def watch(self, told: Told) -> None:
-        """Have this called when it is decided."""
-        if self._writable is None:
-            self._writable = get_hub().loop.io(self.socket.fileno(), 2)
-        self._writable.start(self._decide, told)
-
-    def unwatch(self) -> None:
-        """Have it called no more."""
-        self._writable.stop()
-
-    def _decide(self, told: Told) -> None:
-        self.decided = True
-        told(self)
-
-    def stream(self) -> Stream:
-        """Return what has connected."""
-        self._forget()
-        return Stream(self.socket, self._own)
-
-    def abandon(self) -> None:
-        """Give it up."""
-        self._forget()
-        if self.socket is not None:
-            self.socket.close()
-
-    def _forget(self) -> None:
-        if self._writable is not None:
-            self._writable.close()
 
 
 class Try(Protocol):
@@ -115,10 +38,10 @@ class Try(Protocol):
     def advance(self, now: float, *, last: bool) -> bool:
         """Do what is due, or when time is up only look; return whether it is decided."""
 
-    def watch(self, told: Told) -> None:
+    def watch(self, callback: Callback) -> None:
         """Have this called from the hub when there is something to advance."""
 
-    def unwatch(self, told: Told) -> None:
+    def unwatch(self, callback: Callback) -> None:
         """Have it called no more."""
 
     def expire(self) -> Ended:
@@ -195,19 +118,19 @@ class Race:
                 return True
         return self._is_over(now)
 
-    def watch(self, told: Told) -> None:
+    def watch(self, callback: Callback) -> None:
         """Wait for the attempts, and for the name server if it has been asked."""
         for attempt in self._attempts:
-            attempt.watch(told)
+            attempt.watch(callback)
         if self._name is not None and self._name.busy:
-            self._name.answered.rawlink(told)
+            self._name.answered.rawlink(callback)
 
-    def unwatch(self, told: Told) -> None:
+    def unwatch(self, callback: Callback) -> None:
         """Wait no more."""
         for attempt in self._attempts:
             attempt.unwatch()
         if self._name is not None:
-            self._name.answered.unlink(told)
+            self._name.answered.unlink(callback)
 
     def expire(self) -> Ended:
         """Note the attempts that are still under way as tried in vain, or the name server that has not answered."""
@@ -338,18 +261,18 @@ def _wait(tries: Sequence[Try], until: float) -> None:
     """Wait until one of the tries has something to advance, or is due."""
     hub = get_hub()
     waiter: Any = Waiter(hub)
-    told = waiter.switch
+    callback = waiter.switch
     due = min(until, *(each.due for each in tries))
     timer: Any = None
     try:
         for each in tries:
-            each.watch(told)
+            each.watch(callback)
         if due != _NEVER:
             timer = hub.loop.timer(max(0.0, due - time.monotonic()))
-            timer.start(told, None)
+            timer.start(callback, None)
         waiter.get()
     finally:
         for each in tries:
-            each.unwatch(told)
+            each.unwatch(callback)
         if timer is not None:
             timer.close()

@@ -17,31 +17,39 @@ _AT_A_TIME: Final = 100
 
 _T = TypeVar("_T")
 
-_spare: list[Any] = []
 
+class Greenlets:
+    """Greenlets that are used again.
 
-def start_soon(function: Callable[[_T], object], argument: _T) -> None:
-    """Call the function soon in a greenlet of its own. What it raises is printed by the hub.
-
-    One argument, because a call with ``*args`` leaves Python for C: 370 bytes of stack for each greenlet that waits.
+    Args:
+        most: how many wait for their next function.
     """
-    if _spare:
-        get_hub().loop.run_callback(_spare.pop().switch, function, argument)
-    else:
-        spawn_raw(_work, [function, argument])
 
+    def __init__(self, most: int = _SPARES) -> None:
+        self._most = most
+        self._spare: list[Any] = []
 
-def _work(first: list[Any]) -> None:
-    this, hub = getcurrent(), get_hub()
-    function, argument = first
-    first.clear()  # a greenlet holds what it was started with for as long as it lives
-    while True:
-        function(argument)
-        if len(_spare) >= _SPARES:
-            return
-        _spare.append(this)
-        function = argument = None  # nothing of the last job stays alive
-        function, argument = hub.switch()
+    def start_soon(self, function: Callable[[_T], object], argument: _T) -> None:
+        """Call the function soon in a greenlet of its own. What it raises is printed by the hub.
+
+        One argument, because a call with ``*args`` leaves Python for C: 370 bytes of stack for each one that waits.
+        """
+        if self._spare:
+            get_hub().loop.run_callback(self._spare.pop().switch, function, argument)
+        else:
+            spawn_raw(self._work, [function, argument])
+
+    def _work(self, first: list[Any]) -> None:
+        this, hub, spare = getcurrent(), get_hub(), self._spare
+        function, argument = first
+        first.clear()  # a greenlet holds what it was started with for as long as it lives
+        while True:
+            function(argument)
+            if len(spare) >= self._most:
+                return
+            spare.append(this)
+            function = argument = None  # nothing of the last job stays alive
+            function, argument = hub.switch()
 
 
 def unhurried(items: Iterable[_T]) -> Iterator[_T]:

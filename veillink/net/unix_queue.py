@@ -20,40 +20,44 @@ from veillink.net.sockets import start_connect
 _FIRST_PAUSE: Final = 0.01
 _LAST_PAUSE: Final = 0.1
 
-_lines: dict[Any, OrderedDict[Event, None]] = {}
 
+class UnixQueues:
+    """Those who wait at UNIX sockets, by path."""
 
-def connect(family: int, path: Any, until: float) -> _socket.socket:
-    """Return a connected socket.
+    def __init__(self) -> None:
+        self._lines: dict[Any, OrderedDict[Event, None]] = {}
 
-    Args:
-        family: of the path.
-        path: where.
-        until: monotonic seconds at which to give up.
+    def connect(self, family: int, path: Any, until: float) -> _socket.socket:
+        """Return a connected socket.
 
-    Raises:
-        BlockingIOError: the queue was full until then.
-        OSError: it failed.
-    """
-    if path not in _lines:
+        Args:
+            family: of the path.
+            path: where.
+            until: monotonic seconds at which to give up.
+
+        Raises:
+            BlockingIOError: the queue was full until then.
+            OSError: it failed.
+        """
+        if path not in self._lines:
+            try:
+                return start_connect(family, path)
+            except BlockingIOError:
+                self._lines[path] = OrderedDict()
+        line = self._lines[path]
+        mine = Event()
+        line[mine] = None
+        limit = None if until == float("inf") else max(0.0, until - time.monotonic())
         try:
-            return start_connect(family, path)
-        except BlockingIOError:
-            _lines[path] = OrderedDict()
-    line = _lines[path]
-    mine = Event()
-    line[mine] = None
-    limit = None if until == float("inf") else max(0.0, until - time.monotonic())
-    try:
-        if next(iter(line)) is not mine and not mine.wait(limit):
-            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-        return _ask(family, path, until)
-    finally:
-        del line[mine]
-        if line:
-            next(iter(line)).set()
-        else:
-            del _lines[path]
+            if next(iter(line)) is not mine and not mine.wait(limit):
+                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            return _ask(family, path, until)
+        finally:
+            del line[mine]
+            if line:
+                next(iter(line)).set()
+            else:
+                del self._lines[path]
 
 
 def _ask(family: int, path: Any, until: float) -> _socket.socket:

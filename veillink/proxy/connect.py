@@ -10,7 +10,8 @@ from typing import Final, Protocol
 import gevent
 
 from veillink.model import CONNECT_FAILURES, Address, End, Ended, RuleOptions
-from veillink.net.dial import HEAD_START, Attempt, Race, Try, first
+from veillink.net.attempt import Attempt
+from veillink.net.dial import HEAD_START, Race, Try, first
 from veillink.net.places import Claim
 from veillink.net.stream import Stream
 from veillink.proxy.pool import Member
@@ -202,7 +203,7 @@ def _share(left: float, untried: int) -> float:
 
 def _begin(upstream: Upstream, target: Address, claim: Claim, tried: list[str], begun: Attempt | None = None) -> Try:
     if target.is_unix:
-        return UnixTry(target, tried)
+        return UnixTry(target, upstream.unix_queues, tried)
     return Race(target, upstream.resolver, claim, tried, begun)
 
 

@@ -4,18 +4,16 @@ Rule: one rule's targets never delay another rule's probes.
 """
 
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 import gevent
-from gevent.event import Event
 
 from veillink.model import Address, Ended, RuleOptions
-from veillink.net.places import Places
 from veillink.net.sockets import error_name
 from veillink.net.stream import Stream
+from veillink.net.turns import Turns
 from veillink.proxy.connect import dial
 from veillink.proxy.pool import Member
 from veillink.proxy.upstream import Upstream
@@ -25,50 +23,6 @@ _JITTER: Final = 0.1
 # Who accepts for others (docker-proxy, a sidecar) hangs up at once when nobody is behind it: how long to wait for that.
 _STAY: Final = 0.05
 _BANNER: Final = 4096  # is read, because closing with unread bytes would send a reset
-
-
-class Turns:
-    """Who may probe now: places that rules share and wait for, taking turns rule by rule.
-
-    Args:
-        most: how many probes may run at a time.
-    """
-
-    def __init__(self, most: int) -> None:
-        self._places = Places(most, spread=1)
-        self._waiting: OrderedDict[object, deque[Event]] = OrderedDict()  # the rule whose turn is next comes first
-
-    @contextmanager
-    def place(self, rule: object) -> Iterator[None]:
-        """Hold a place, once there is one."""
-        mine = Event()
-        self._waiting.setdefault(rule, deque()).append(mine)
-        self._share_out()
-        try:
-            mine.wait()
-            yield
-        finally:
-            self._leave(rule, mine)
-
-    def _share_out(self) -> None:
-        # Few are passed over: only rules that hold places have to wait while some are free.
-        while rule := next(filter(self._places.take, self._waiting), None):
-            self._waiting[rule].popleft().set()
-            self._waiting.move_to_end(rule)
-            self._forget(rule)
-
-    def _leave(self, rule: object, mine: Event) -> None:
-        if mine.is_set():
-            self._places.give_back(rule)
-        else:
-            self._waiting[rule].remove(mine)
-            self._forget(rule)
-        self._share_out()
-
-    def _forget(self, rule: object) -> None:
-        """Keep nothing of a rule that waits for nothing."""
-        if not self._waiting[rule]:
-            del self._waiting[rule]
 
 
 class Probes:

@@ -21,9 +21,9 @@ from veillink.stats.ledger import Connection, Ledger
 
 def add_leg(target: Stream, connection: Connection, ledger: Ledger) -> None:
     """Remember how a connection to its target looks to a listener. Thousands have the same host: kept once."""
-    own = target.own
+    own = target.transport.own
     if own is not None:
-        target.own = None  # 200 bytes
+        target.transport.own = None  # 200 bytes
         connection.leg = leg = intern(plain_host(own[0])), own[1]
         ledger.legs[leg] = connection
     elif connection.target is not None and connection.target.is_unix:
@@ -53,7 +53,7 @@ def _has_come_to(client: Stream, target: Address | None) -> bool:
 
     One port of a host may be in use towards several others, and not by us alone.
     """
-    here = client.own_address()
+    here = client.transport.own_address()
     if target is None or here.port != target.port:
         return False
     host = plain_host(target.host)
@@ -62,7 +62,7 @@ def _has_come_to(client: Stream, target: Address | None) -> bool:
 
 def _unix_parent(client: Stream, connection: Connection, ledger: Ledger) -> Connection | None:
     """Return the last connection to this UNIX socket by whatever path, if the client is a connection of ours."""
-    if client.peer_process() == os.getpid():
+    if client.transport.peer_process() == os.getpid():
         for path, found in ledger.unix_legs.items():
             with contextlib.suppress(OSError):
                 if Path(str(path)).samefile(connection.listen.path):

@@ -1,4 +1,4 @@
-"""What a connection needs at run time: of its process, of its rule, of its listener.
+"""What a connection needs at run time: of its rule, and of its listener.
 
 Rule: a service is built whole before it is used, and a connection keeps the one that it began with.
 """
@@ -10,40 +10,12 @@ from functools import partial
 
 from veillink.log import Log
 from veillink.model import End, Ended, Health, OnDown, Rule
-from veillink.net.pipes import Pipes
-from veillink.net.places import Places
-from veillink.net.resolver import Resolver
-from veillink.net.ticker import Ticker
-from veillink.proxy.health import Probes, Turns
+from veillink.proxy.health import Probes
 from veillink.proxy.limiter import ConnectionLimiter
 from veillink.proxy.pool import Member, Pool
+from veillink.proxy.shared import Shared
 from veillink.proxy.upstream import Upstream
 from veillink.stats.ledger import Ledger
-
-
-@dataclass(frozen=True, slots=True)
-class Shared:
-    """What all rules of a process share.
-
-    Args:
-        log: of the process.
-        ledger: the account of its connections.
-        limiter: how many it may hold.
-        ticker: looks at what may have waited too long.
-        pipes: for bulk streams.
-        resolver: of host names.
-        attempts: descriptors for trying addresses and targets side by side.
-        probing: how many probes may run at a time.
-    """
-
-    log: Log
-    ledger: Ledger
-    limiter: ConnectionLimiter
-    ticker: Ticker
-    pipes: Pipes
-    resolver: Resolver
-    attempts: Places
-    probing: Turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +43,7 @@ class Service:
         upstream = Upstream(
             pool,
             shared.resolver,
+            shared.unix_queues,
             shared.attempts,
             partial(_log_state, shared.log, rule),
             partial(_reset_connections, shared.ledger, rule),

@@ -12,12 +12,14 @@ from gevent.hub import get_hub, getcurrent
 
 from veillink.log import Log
 from veillink.model import CONNECT_FAILURES, Address, End, Ended
+from veillink.net.socket_stream import SocketStream
 from veillink.net.stream import Stream
 from veillink.proxy.connect import connect
 from veillink.proxy.loops import add_leg, refuse_loop
 from veillink.proxy.pool import Member
 from veillink.proxy.relay import Relay
-from veillink.proxy.service import Binding, Service, Shared
+from veillink.proxy.service import Binding, Service
+from veillink.proxy.shared import Shared
 from veillink.proxy.trial import Trial, begin_trial, judge
 from veillink.stats.ledger import Connection
 
@@ -58,7 +60,7 @@ def serve(sock: _socket.socket, peer: Address, listen: Address, binding: Binding
     service = binding.service
     upstream, shared = service.upstream, service.shared
     scope = CancelScope()
-    client = Stream(sock)
+    client = SocketStream(sock)
     connection = shared.ledger.open(service.rule.name, peer, listen, time.monotonic(), scope)
     target: Stream | None = None
     member: Member | None = None
@@ -69,7 +71,7 @@ def serve(sock: _socket.socket, peer: Address, listen: Address, binding: Binding
         target, member = _connect(client, connection, binding)
         add_leg(target, connection, shared.ledger)
         trial = begin_trial(member, upstream, shared.ticker) if member.failing else None
-        Relay(client, target, connection, service.rule.options, shared.ticker, shared.pipes).run()
+        Relay(client, target, connection, service.rule.options, shared).run()
         end = End.CLOSED
     except Ended as ended:
         end = ended.end
@@ -90,7 +92,7 @@ def serve(sock: _socket.socket, peer: Address, listen: Address, binding: Binding
 def send_away(sock: _socket.socket, peer: Address, listen: Address, service: Service) -> None:
     """Reset a client that comes when all connections are cut; see ``serve``."""
     connection = service.shared.ledger.open(service.rule.name, peer, listen, time.monotonic(), CancelScope())
-    Stream(sock).abort()
+    SocketStream(sock).abort()
     _close(connection, End.DRAINED, service.shared)
 
 
@@ -127,7 +129,7 @@ class _Connecting:
     def on_tick(self, now: float) -> bool:
         if not self._reset_watched:
             self._reset_watched = True
-            self._client.on_reset(self._left)
+            self._client.transport.on_reset(self._service.shared.peer_watch, self._left)
         lifetime = self._service.rule.options.max_lifetime
         if lifetime and now - self._connection.opened >= lifetime:
             self._connection.scope.cancel(Ended(End.MAX_LIFETIME))
@@ -139,7 +141,7 @@ class _Connecting:
 
 
 def _connect(client: Stream, connection: Connection, binding: Binding) -> tuple[Stream, Member]:
-    if client.was_reset():  # as it waited in the kernel's queue: accept(2) does not tell
+    if client.transport.was_reset():  # as it waited in the kernel's queue: accept(2) does not tell
         raise Ended(End.CLIENT_LEFT)
     tried: list[str] = []
     waiting = _Connecting(client, connection, binding.service)

@@ -11,6 +11,7 @@ from typing import Final
 from veillink.model import RuleOptions
 from veillink.net.places import Places
 from veillink.net.resolver import Resolver
+from veillink.net.unix_queue import UnixQueues
 from veillink.proxy.pool import Member, Pool
 
 # What this host lacks says nothing about the target.
@@ -24,6 +25,7 @@ class Upstream:
     Args:
         pool: the targets.
         resolver: where their host names are resolved.
+        unix_queues: of UNIX targets that are full.
         attempts: the descriptors for trying addresses and targets side by side.
         on_state_change: called when a target went out (with the reason) or came back (with nothing).
         on_down: called when a target's probes have taken it out.
@@ -32,6 +34,7 @@ class Upstream:
 
     pool: Pool
     resolver: Resolver
+    unix_queues: UnixQueues
     attempts: Places
     on_state_change: Callable[[Member, str], None]
     on_down: Callable[[Member], None]

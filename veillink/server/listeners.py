@@ -19,7 +19,7 @@ from veillink.net.greenlets import unhurried
 from veillink.net.listening import UnixListener, displaced, listens_ahead, take_over
 from veillink.net.sockets import error_name, set_keepalive
 from veillink.proxy.service import Binding
-from veillink.server.listener import Listener
+from veillink.server.listener import AcceptOrder, Listener
 
 # Seconds from one try at an address to the next: the first, and as often doubled as it fails, the last.
 _FIRST_RETRY: Final = 1.0
@@ -91,6 +91,7 @@ class Listeners:
         self.wanted: Mapping[Address, Binding] = {}
         self.cut = Event()
         """Set when those who come are to be sent away."""
+        self._order = AcceptOrder()
         self._log = log
         self._source = source
         self._open_at = listen
@@ -170,7 +171,7 @@ class Listeners:
             delay = _AWAITED_RETRY if awaited else _delay(address, last.delay if last else 0.0)
             self.down[address] = Down(_reason(error, address), awaited, delay, now + delay)
             return False
-        self.open[address] = Listener(sock, address, binding, self.cut)
+        self.open[address] = Listener(sock, address, binding, self.cut, self._order)
         self.open[address].start()
         self.down.pop(address, None)
         return True

@@ -10,16 +10,19 @@ from typing import Any, Final
 
 from veillink.log import Log
 from veillink.model import Address, Diff, End, Ended, RuleSet
-from veillink.net.greenlets import unhurried
+from veillink.net.greenlets import Greenlets, unhurried
 from veillink.net.listening import listen
-from veillink.net.peer_watch import watch_resets
+from veillink.net.peer_watch import PeerWatch
 from veillink.net.pipes import Pipes
 from veillink.net.places import Places
 from veillink.net.resolver import Resolver
 from veillink.net.ticker import Ticker
-from veillink.proxy.health import Turns
+from veillink.net.turns import Turns
+from veillink.net.unix_queue import UnixQueues
 from veillink.proxy.limiter import ConnectionLimiter, Division
-from veillink.proxy.service import Binding, Service, Shared
+from veillink.proxy.pump import Pump
+from veillink.proxy.service import Binding, Service
+from veillink.proxy.shared import Shared
 from veillink.server.fd_budget import FdBudget, fitting
 from veillink.server.listener import Listener
 from veillink.server.listeners import Listeners
@@ -63,16 +66,7 @@ class Server:
         self.ledger = Ledger(worker * _NUMBERS)
         self.rules = RuleSet()
         self.leads = worker == 0
-        self._shared = Shared(
-            log,
-            self.ledger,
-            self.limiter,
-            Ticker(),
-            Pipes(fd_budget.pipes),
-            Resolver(log, fd_budget.lookups),
-            Places(fd_budget.parallel_attempts),
-            Turns(fd_budget.probes),
-        )
+        self._shared = _share(log, self.ledger, self.limiter, fd_budget)
         self._fd_budget = fd_budget
         self._memory = memory
         self._max_connections = max_connections
@@ -82,7 +76,6 @@ class Server:
         self._services: dict[_Key, Service] = {}
         self._retired: dict[_Key, Service] = {}
         self.limiter.room = 0
-        watch_resets()
 
     @property
     def listeners(self) -> Mapping[Address, Listener]:
@@ -222,6 +215,23 @@ class Server:
 
 
 _Key = tuple[Address, int]  # of a rule
+
+
+def _share(log: Log, ledger: Ledger, limiter: ConnectionLimiter, fd_budget: FdBudget) -> Shared:
+    ticker = Ticker()
+    return Shared(
+        log,
+        ledger,
+        limiter,
+        Greenlets(),
+        ticker,
+        PeerWatch(),
+        Pump(Pipes(fd_budget.pipes), ticker),
+        Resolver(log, fd_budget.lookups),
+        UnixQueues(),
+        Places(fd_budget.parallel_attempts),
+        Turns(fd_budget.probes),
+    )
 
 
 def _host_names(rules: RuleSet) -> dict[str, float]:

@@ -1,0 +1,123 @@
+"""Move bytes in one direction until its source has finished, through a buffer or past Python.
+
+Rule: bytes arrive in order, each once. A sink that is gone ends this direction only: what it sent before it went may
+still be unread, and is delivered by the other one, which then finds the end (the failed send has eaten the error: it
+looks like a FIN there).
+"""
+
+from typing import Final
+
+import gevent
+
+from veillink.model import End, Ended
+from veillink.net.pipes import Pipe, Pipes
+from veillink.net.sockets import error_name
+from veillink.net.stream import Spliceable, Stream
+from veillink.net.ticker import Ticker
+from veillink.stats.ledger import Flow
+
+_BUFFER_SIZE: Final = 64 * 1024
+# So many full reads in a row make a stream bulk: from then on it is worth a pipe.
+_BULK_READS: Final = 3
+
+
+class Pump:
+    """Moves the bytes of all connections of a process.
+
+    One buffer serves them all: nothing switches between reading into it and handing it to the kernel.
+
+    Args:
+        pipes: for bulk streams.
+        ticker: has them closed when bulk is over.
+    """
+
+    def __init__(self, pipes: Pipes, ticker: Ticker) -> None:
+        self._buffer = memoryview(bytearray(_BUFFER_SIZE))
+        self._pipes = pipes
+        self._ticker = ticker
+
+    def run(self, source: Stream, sink: Stream, flow: Flow, lost: End) -> None:
+        """Move bytes until the source has finished, or the sink is gone.
+
+        Args:
+            source: where they come from.
+            sink: where they go to.
+            flow: their account.
+            lost: how the connection ends when the source is lost.
+
+        Raises:
+            Ended: the source is lost.
+        """
+        while self._copy(source, sink, flow, lost):
+            raw_source, raw_sink = source.raw(), sink.raw()
+            if raw_source is None or raw_sink is None:
+                gevent.sleep(0)  # two that are always ready would never let anybody have a turn
+            elif not self._splice(raw_source, raw_sink, flow, lost):
+                break
+        if source.broken and not sink.broken:
+            raise Ended(lost, source.broken)
+
+    def _copy(self, source: Stream, sink: Stream, flow: Flow, lost: End) -> bool:
+        """Move bytes through the buffer; return whether the stream has proved to be bulk, else the direction is over.
+
+        Two frames for each chunk (one to read it, one to write it): with five, a request cost a third more.
+        """
+        full_reads = 0
+        try:
+            while full_reads < _BULK_READS and not sink.broken:
+                try:
+                    count = source.recv_into(self._buffer)
+                except OSError as error:
+                    raise Ended(lost, error_name(error)) from None
+                if not count:
+                    return False
+                flow.bytes += count
+                full_reads = full_reads + 1 if count == _BUFFER_SIZE else 0
+                try:
+                    sent = sink.send(self._buffer[:count])
+                    if sent < count:
+                        source.stop_reading()
+                        sink.sendall(self._buffer[sent:count])
+                except OSError as error:
+                    sink.broken = error_name(error)
+            return not sink.broken
+        finally:
+            source.stop_reading()
+
+    def _splice(self, source: Spliceable, sink: Spliceable, flow: Flow, lost: End) -> bool:
+        """Move bytes through a pipe, past Python; return whether the stream goes on, but not as bulk.
+
+        The pipe is lent for as long as it is filled and emptied, never while the source is waited for. Waiting comes
+        first each time: two sockets that are always ready would else never let anybody have a turn.
+        """
+        count = _BUFFER_SIZE
+        while count >= _BUFFER_SIZE and not sink.broken:
+            source.wait_readable()
+            pipe = self._pipes.take()
+            if pipe is None:
+                return True
+            self._ticker.watch(self._pipes)  # which closes them when bulk is over
+            try:
+                count = source.splice_into(pipe)
+                flow.bytes += count
+                sink.splice_from(pipe)
+            except BlockingIOError:  # like a count of 0: the end, or urgent data in the way; only a read can tell
+                return True
+            except OSError as error:
+                if self._pipes.refused(error):
+                    self._empty(pipe, sink)
+                    return True
+                if not pipe.held:
+                    raise Ended(lost, error_name(error)) from None
+                sink.broken = error_name(error)
+            finally:
+                self._pipes.give(pipe)
+        return not sink.broken
+
+    @staticmethod
+    def _empty(pipe: Pipe, sink: Stream) -> None:
+        """Hand on what splice has left in the pipe."""
+        try:
+            sink.sendall(memoryview(pipe.drain()))
+        except OSError as error:
+            sink.broken = error_name(error)
