@@ -12,11 +12,19 @@ from pathlib import Path
 import gevent
 import pytest
 from gevent.hub import get_hub
+from hypothesis import settings
 
+from tests.sockets import Journal, Sockets, address_of
+from tests.system.harness import HOST, free_port
 from veillink.daemon import process as daemon
 from veillink.daemon.commands import SIGNALS, Command, CommandQueue
+from veillink.model import Address
+from veillink.net import resolver
+from veillink.net.resolver import Resolver
 
-from .sockets import Journal, Sockets
+# A machine that is busy takes its time, and no example is to blame.
+settings.register_profile("busy", deadline=None)
+settings.load_profile("busy")
 
 _TURNS = "PYTEST_TURNS"  # where a run's processes find each other
 
@@ -97,3 +105,33 @@ def signals(hub: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Command
             watcher.close()
     for number in SIGNALS:
         signal.signal(number, signal.getsignal(number))  # the loop has left SIG_DFL behind
+
+
+@pytest.fixture
+def book(journal: Journal) -> Iterator[Resolver]:
+    book = Resolver(journal.log, 8)
+    yield book
+    book.keep({})
+    book._threads.kill()
+
+
+@pytest.fixture
+def live(sockets: Sockets) -> Address:
+    return address_of(sockets.listener())
+
+
+@pytest.fixture
+def refusing() -> Address:
+    return Address(HOST, free_port())
+
+
+@pytest.fixture
+def hosts(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[str, ...]]:
+    """Stand for the name server."""
+    table: dict[str, tuple[str, ...]] = {}
+    monkeypatch.setattr(
+        resolver,
+        "_getaddrinfo",
+        lambda host: (table.get(host, ()), *(("", False) if host in table else ("unknown", True))),
+    )
+    return table

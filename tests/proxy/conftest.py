@@ -8,7 +8,7 @@ from gevent import socket
 
 from tests.proxy.connecting import FOREVER, Connect, Outcome, Within, outcome
 from tests.proxy.front import Forward, Front
-from tests.sockets import Journal, Sockets, address_of
+from tests.sockets import Journal, Sockets
 from tests.system.harness import HOST
 from veillink.model import Address, Rule, RuleOptions, Target
 from veillink.net import ticker
@@ -40,19 +40,6 @@ def forward(sockets: Sockets, journal: Journal, monkeypatch: pytest.MonkeyPatch)
 @pytest.fixture
 def backend(sockets: Sockets) -> socket.socket:
     return sockets.listener()
-
-
-@pytest.fixture
-def book(journal: Journal) -> Iterator[Resolver]:
-    book = Resolver(journal.log, 8)
-    yield book
-    book.keep({})
-    book._threads.kill()
-
-
-@pytest.fixture
-def live(sockets: Sockets) -> Address:
-    return address_of(sockets.listener())
 
 
 @pytest.fixture

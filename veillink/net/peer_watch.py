@@ -43,9 +43,10 @@ class PeerWatch:
 
     def close(self) -> None:
         """Watch nothing any more."""
-        if self._epoll is not None:
+        epoll, self._epoll = self._epoll, None
+        if epoll is not None:
             self._watcher.close()
-            self._epoll.close()
+            epoll.close()
 
     def _look(self) -> None:
         if self._epoll is None:
