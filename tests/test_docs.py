@@ -14,12 +14,11 @@ from urllib.parse import unquote
 
 import pytest
 
-from veillink import metrics
+from tests.fleet.test_merge import state
+from veillink.admin import exposition as metrics
+from veillink.config.rules import parse
+from veillink.config.settings import parser, unknown_variables
 from veillink.model import End, RuleOptions
-from veillink.options import parser, unknown_variables
-from veillink.rules import parse
-
-from .test_merge import state
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
