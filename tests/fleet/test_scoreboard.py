@@ -15,6 +15,7 @@ from tests.forked import Cfg, forked
 from veillink.fleet.control import Control, Fleet, Heartbeat
 from veillink.fleet.folder import remove_unheld
 from veillink.fleet.scoreboard import Scoreboard, Slot
+from veillink.stats.snapshot import ConnectionState
 
 
 def in_memory() -> Scoreboard:
@@ -31,11 +32,23 @@ def scoreboard() -> Iterator[Scoreboard]:
     assert not scoreboard.folder.exists()
 
 
+def live(number: int) -> ConnectionState:
+    return {
+        "id": number,
+        "rule": "web",
+        "client": "192.0.2.7:50000",
+        "target": None,
+        "age": 1.0,
+        "bytes_in": 0,
+        "bytes_out": 0,
+    }
+
+
 def slots(scoreboard: Scoreboard, count: int) -> list[Slot]:
     return [Slot(scoreboard, Heartbeat(Cfg()), number) for number in range(1, count + 1)]
 
 
-def shown(scoreboard: Scoreboard) -> dict[str, Any]:
+def shown(scoreboard: Scoreboard) -> Any:
     status = scoreboard.status()
     assert status is not None
     return status
@@ -129,11 +142,11 @@ def test_connections_are_told_once_asked_for_and_awaited_from_everybody(scoreboa
     first, second = slots(scoreboard, 2)
     for slot in (first, second):
         slot.publish(state())
-    first.publish_connections([{"id": 1}])
+    first.publish_connections([live(1)])
     assert scoreboard.connections(1.0) is None
-    assert scoreboard.connections(0.0) == [{"id": 1}]
-    second.publish_connections([{"id": 2}, {"id": 3}])
-    assert scoreboard.connections(1.0) == [{"id": 1}, {"id": 2}, {"id": 3}]
+    assert scoreboard.connections(0.0) == [live(1)]
+    second.publish_connections([live(2), live(3)])
+    assert scoreboard.connections(1.0) == [live(1), live(2), live(3)]
 
 
 def test_a_folder_that_was_removed_for_good_stays_so() -> None:
@@ -163,11 +176,11 @@ def test_a_folder_that_somebody_removed_is_made_again_with_what_the_dead_have_le
 def test_what_cannot_be_decoded_is_absent(junk: bytes, scoreboard: Scoreboard) -> None:
     for slot in slots(scoreboard, 2):
         slot.publish(state(3, 0, 1))
-        slot.publish_connections([{"id": slot.number}])
+        slot.publish_connections([live(slot.number)])
     for name in ("1.status", "1.connections", "archive"):
         (scoreboard.folder / name).write_bytes(junk)
     assert shown(scoreboard)["rules"][0]["total"] == 3
-    assert scoreboard.connections(0.0) == [{"id": 2}]
+    assert scoreboard.connections(0.0) == [live(2)]
 
 
 # --- whose folder it is ----------------------------------------------------------------------------------------------

@@ -203,7 +203,7 @@ def _json(value: object) -> bytes:
     return json.dumps(value).encode() + b"\n"
 
 
-def _json_list(items: Iterable[dict[str, Any]]) -> Iterator[bytes]:
+def _json_list(items: Iterable[object]) -> Iterator[bytes]:
     before = "["
     part: list[str] = []
     for number, item in enumerate(items, 1):

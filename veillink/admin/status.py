@@ -7,7 +7,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import gevent
 from gevent.hub import get_hub
@@ -18,6 +18,7 @@ from veillink.log import Log
 from veillink.model import Address
 from veillink.proxy.limiter import ConnectionLimiter
 from veillink.stats.ledger import Ledger
+from veillink.stats.snapshot import ConnectionState, Reload, RuleState, Status
 
 _SAMPLE: Final = 0.5  # seconds from one look at the loop's lag and the counters to the next
 _SAMPLES: Final = 20  # rates and lag are those of the last ten seconds
@@ -26,10 +27,10 @@ _SAMPLES: Final = 20  # rates and lag are those of the last ten seconds
 class Shown(Protocol):
     """What is shown to whoever asks."""
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> Status:
         """Return what ``/api/status`` shows."""
 
-    def connections(self) -> Iterable[dict[str, Any]]:
+    def connections(self) -> Iterable[ConnectionState]:
         """Return what ``/api/connections`` lists."""
 
     def not_ready_reason(self) -> str:
@@ -54,7 +55,7 @@ class Forwarding(Protocol):
     def rules_down(self) -> list[str]:
         """Return the names of the rules that do not have all their ports."""
 
-    def status(self) -> list[dict[str, Any]]:
+    def status(self) -> list[RuleState]:
         """Return the state of each rule."""
 
 
@@ -76,7 +77,7 @@ class ProcessStatus:
         self._log = log
         self._descriptors = descriptors
         self._began = time.monotonic()
-        self._last_reload: dict[str, Any] = {"time": None, "result": None, "problems": []}
+        self._last_reload: Reload = {"time": None, "result": None, "problems": []}
         self._reloads: Counter[str] = Counter(applied=0, refused=0)
         self._lags: deque[float] = deque(maxlen=_SAMPLES)
         self._moved: deque[tuple[float, int, int, int]] = deque(maxlen=_SAMPLES)
@@ -103,17 +104,18 @@ class ProcessStatus:
         """Return why no more clients should be sent here, or nothing."""
         return not_ready_reason(self.phase, self._server.rules_down())
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> Status:
         """Return the state of the process and of every rule."""
-        process = get_hub().threadpool.apply(_process)  # 20,000 descriptors take 10 ms to count
-        return self._state() | {"process": process}
+        process: dict[str, float] = get_hub().threadpool.apply(_process)  # 20,000 descriptors take 10 ms to count
+        return self._state(process)
 
-    def _state(self) -> dict[str, Any]:
+    def _state(self, process: dict[str, float]) -> Status:
         bytes_in, bytes_out = self._server.ledger.moved()
         return {
             "version": __version__,
             "phase": self.phase,
             "uptime": round(time.monotonic() - self._began, 1),
+            "process": process,
             "rates": self._rates(),
             "limits": {"connections": self._server.limiter.limit, "descriptors": self._descriptors},
             "totals": {
@@ -129,7 +131,7 @@ class ProcessStatus:
             "rules": self._server.status(),
         }
 
-    def connections(self) -> Iterator[dict[str, Any]]:
+    def connections(self) -> Iterator[ConnectionState]:
         """Yield every live connection, oldest first."""
         now = time.monotonic()
         for connection in tuple(self._server.ledger.live.values()):
@@ -145,7 +147,7 @@ class ProcessStatus:
 
     def dump(self) -> None:
         """Log what runs: each rule with its account, each target, each listener that is down, each connection."""
-        log, status = self._log, self._state()
+        log, status = self._log, self._state({})
         log.info(
             "state",
             connections=status["totals"]["active"],
@@ -195,6 +197,6 @@ def not_ready_reason(phase: str, down: Sequence[str]) -> str:
 
 
 def _process() -> dict[str, float]:
-    from veillink.admin.exposition import of_process  # 6 MiB that forwarding does not need
+    from veillink.admin.exposition import system_counts  # 6 MiB that forwarding does not need
 
-    return of_process()
+    return system_counts()

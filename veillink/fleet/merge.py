@@ -1,110 +1,123 @@
-"""Add up what several processes show, as if they were one.
+"""Add up what several processes show, as if they were one, as the table of metrics says.
 
 Rule: counters never go down, also when a process ends; what is down in one of them is down.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, cast
 
-from veillink.stats.ledger import add_accounts, add_seconds
+from veillink.stats.metrics import OF_LISTENER, OF_PROCESS, OF_RULE, OF_TARGET, add, merge
+from veillink.stats.snapshot import Account, Remains, RuleState, Status, TargetState, Totals
 
 _OLDEST: Final = "process_start_time_seconds"
+_COUNTED: Final = ("reloads", "log_lines_dropped")  # what does not go with a process
 
 
-def merge(live: Sequence[dict[str, Any]], gone: dict[str, Any] | None) -> dict[str, Any]:
+def merge_states(live: Sequence[Status], gone: Remains | None) -> Status:
     """Return the state of several processes as if they were one.
 
     A target counts as up, and a rule as listening, where all say so.
 
     Args:
-        live: the state of each, at least one, as ``ProcessStatus.status`` returns it.
-        gone: what those who have ended leave, as ``archive`` returns it: counters never go down.
+        live: the state of each, at least one.
+        gone: what those who have ended leave, as ``archive`` returns it.
     """
-    first, everybody = live[0], [*live, *([gone] if gone else [])]
-    return {
-        "version": first["version"],
-        "phase": first["phase"],
+    everybody: list[Status | Remains] = [*live, *([gone] if gone else [])]
+    merged = merge(OF_PROCESS, live) | _counted(everybody)
+    merged |= {
+        "phase": live[0]["phase"],
         "uptime": max(each["uptime"] for each in live),
         "process": _merge_process(everybody),
         "rates": _sums(each["rates"] for each in live),
-        "limits": {
-            "connections": sum(each["limits"]["connections"] for each in live),
-            "descriptors": min(each["limits"]["descriptors"] for each in live),
-        },
-        "totals": _sums(each["totals"] for each in everybody),
-        "last_reload": max((each["last_reload"] for each in live), key=_gravity),
-        "reloads": _sums(each["reloads"] for each in everybody),
-        "log_lines_dropped": sum(each["log_lines_dropped"] for each in everybody),
-        "loop_lag_seconds": max(each["loop_lag_seconds"] for each in live),
+        "totals": _sums(_numbers(each["totals"]) for each in everybody),
         "rules": _merge_rules(live, gone),
     }
+    return cast(Status, merged)
 
 
-def _gravity(reload: dict[str, Any]) -> tuple[bool, bool, str]:
-    """Return what one reading of the rules' file is compared by: what one process could not use is not to be missed."""
-    return reload["result"] == "refused", bool(reload["problems"]), reload["time"] or ""
-
-
-def archive(status: dict[str, Any], gone: dict[str, Any] | None, live: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+def archive(state: Status, gone: Remains | None, live: Sequence[Status] = ()) -> Remains:
     """Return what remains of a process that has ended, added to what remains of those before it.
 
     Args:
-        status: its last state.
+        state: its last one.
         gone: what remains of those before it, if there were any.
         live: the states of the others. A rule that none of them has any more counts in the totals alone.
     """
-    kept = _by_name([status, *live])  # nothing where all of them are still to read the rules
-    nothing_live = {"active": 0}
-    remains = {
-        "process": {key: value for key, value in status["process"].items() if key.endswith("_total")},
-        "totals": status["totals"] | nothing_live,
-        "reloads": status["reloads"],
-        "log_lines_dropped": status["log_lines_dropped"],
-        "rules": [rule | nothing_live for rule in status["rules"]],
+    kept = _by_name([state, *live])  # nothing where all of them are still to read the rules
+    remains: Remains = {
+        "process": {key: value for key, value in state["process"].items() if key.endswith("_total")},
+        "totals": {**state["totals"], "active": 0},
+        "reloads": state["reloads"],
+        "log_lines_dropped": state["log_lines_dropped"],
+        "rules": [{**rule, "active": 0} for rule in state["rules"]],
     }
     parts = [gone, remains] if gone else [remains]
-    sums = {key: _sums(part[key] for part in parts) for key in ("process", "totals", "reloads")}
-    lines = {"log_lines_dropped": sum(part["log_lines_dropped"] for part in parts)}
-    rules = [{"name": name} | add_accounts(same) for name, same in _by_name(parts).items() if name in kept or not kept]
-    return sums | lines | {"rules": rules}
+    rules = [
+        cast(RuleState, {"name": name} | _merge_accounts(same))
+        for name, same in _by_name(parts).items()
+        if name in kept or not kept
+    ]
+    counted = _counted(parts)
+    return {
+        "process": _sums(part["process"] for part in parts),
+        "totals": cast(Totals, _sums(_numbers(part["totals"]) for part in parts)),
+        "reloads": counted["reloads"],
+        "log_lines_dropped": counted["log_lines_dropped"],
+        "rules": rules,
+    }
 
 
-def _sums(parts: Iterable[dict[str, float]]) -> dict[str, float]:
+def _counted(parts: Sequence[Status | Remains]) -> dict[str, Any]:
+    table = {key: how for metric in OF_PROCESS for key, how in metric.fields.items() if key in _COUNTED}
+    return {key: how([part[key] for part in parts]) for key, how in table.items()}  # type: ignore[literal-required]
+
+
+def _numbers(totals: Totals) -> Mapping[str, float]:
+    return cast(Mapping[str, float], totals)
+
+
+def _sums(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
     values: dict[str, list[float]] = {}
     for part in parts:
         for key, value in part.items():
             values.setdefault(key, []).append(value)
-    return {key: add_seconds(found) for key, found in values.items()}
+    return {key: add(found) for key, found in values.items()}
 
 
-def _merge_process(everybody: Sequence[dict[str, Any]]) -> dict[str, float]:
+def _merge_process(everybody: Sequence[Status | Remains]) -> dict[str, float]:
     began = [each["process"][_OLDEST] for each in everybody if _OLDEST in each["process"]]
     return _sums(each["process"] for each in everybody) | ({_OLDEST: min(began)} if began else {})
 
 
-def _merge_rules(live: Sequence[dict[str, Any]], gone: dict[str, Any] | None) -> list[dict[str, Any]]:
+def _merge_accounts(same: Sequence[Account]) -> dict[str, Any]:
+    return merge(OF_RULE, cast(Sequence[Mapping[str, Any]], same))
+
+
+def _merge_rules(live: Sequence[Status], gone: Remains | None) -> list[RuleState]:
     ended = {rule["name"]: rule for rule in gone["rules"]} if gone else {}
     return [
-        same[0]
-        | add_accounts([*same, *([ended[name]] if name in ended else [])])
-        | {"listener_up": all(rule["listener_up"] for rule in same), "targets": _merge_targets(same)}
+        cast(
+            RuleState,
+            same[0]
+            | _merge_accounts([*same, *([ended[name]] if name in ended else [])])
+            | merge(OF_LISTENER, same)
+            | {"targets": _merge_targets(same)},
+        )
         for name, same in _by_name(live).items()
     ]
 
 
-def _by_name(parts: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    found: dict[str, list[dict[str, Any]]] = {}
+def _by_name(parts: Iterable[Status | Remains]) -> dict[str, list[RuleState]]:
+    found: dict[str, list[RuleState]] = {}
     for part in parts:
         for rule in part["rules"]:
             found.setdefault(rule["name"], []).append(rule)
     return found
 
 
-def _merge_targets(same: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    targets: dict[str, dict[str, Any]] = {}
+def _merge_targets(same: Sequence[RuleState]) -> list[TargetState]:
+    targets: dict[str, list[TargetState]] = {}
     for rule in same:
         for target in rule["targets"]:
-            seen = targets.setdefault(target["target"], {"target": target["target"], "up": True, "active": 0})
-            seen["up"] = seen["up"] and target["up"]
-            seen["active"] += target["active"]
-    return list(targets.values())
+            targets.setdefault(target["target"], []).append(target)
+    return [cast(TargetState, {"target": name} | merge(OF_TARGET, each)) for name, each in targets.items()]

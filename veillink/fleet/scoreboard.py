@@ -10,13 +10,14 @@ import marshal
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from veillink.fleet.control import Control, Heartbeat, State
 from veillink.fleet.folder import Folder, remove_unheld
-from veillink.fleet.merge import archive, merge
+from veillink.fleet.merge import archive, merge_states
+from veillink.stats.snapshot import ConnectionState, Remains, Status, WorkerSnapshot, WorkerState
 
 # Files there are memory; a disk under load would hold up who writes to it.
 _MEMORY: Final = Path("/dev/shm")  # noqa: S108 - the folder made there is our own
@@ -78,7 +79,7 @@ class Scoreboard:
         for folder in self._folders:
             folder.remove()
 
-    def read(self) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+    def read(self) -> tuple[list[WorkerSnapshot], Remains | None]:
         """Return the state of each worker, and what the dead have left, at one and the same time."""
         while True:
             archived = self._read(_ARCHIVE)
@@ -107,14 +108,14 @@ class Scoreboard:
                 for folder in self._folders:
                     folder.unlink(f"{number}{suffix}")
 
-    def status(self) -> dict[str, Any] | None:
+    def status(self) -> Status | None:
         """Return the state of all workers as if they were one, and under ``workers`` who they are, if any shows it."""
         live, gone = self.read()
         if not live:
             return None
         live.sort(key=lambda each: (each["phase"] != "running", each["worker"]))
         now = time.monotonic()
-        workers = [
+        workers: list[WorkerState] = [
             {
                 "worker": each["worker"],
                 "pid": each["pid"],
@@ -125,7 +126,7 @@ class Scoreboard:
             for each in live
         ]
         phase = "draining" if self.control.fleet.draining else live[0]["phase"]
-        return merge(live, gone) | {"phase": phase, "workers": workers}
+        return {**merge_states(live, gone), "phase": phase, "workers": workers}
 
     def ask_for_connections(self) -> None:
         """Have every worker tell its live connections from now on."""
@@ -136,7 +137,7 @@ class Scoreboard:
         """Return whether somebody wants to know them."""
         return any(time.time() - folder.changed(_ASK) < _ASKED for folder in self._folders)
 
-    def connections(self, since: float) -> list[dict[str, Any]] | None:
+    def connections(self, since: float) -> list[ConnectionState] | None:
         """Return the live connections of all workers, or ``None`` while one has not told them since then.
 
         Args:
@@ -149,13 +150,13 @@ class Scoreboard:
             return None
         return [connection for each in told for connection in each["connections"]]
 
-    def write(self, name: str, value: dict[str, Any]) -> None:
+    def write(self, name: str, value: Mapping[str, Any]) -> None:
         """Replace a file.
 
         Raises:
             OSError: there is no place for it.
         """
-        self._write(name, marshal.dumps(value))
+        self._write(name, marshal.dumps(dict(value)))
 
     def _workers(self) -> list[str]:
         names = {name.removesuffix(_STATUS) for folder in self._folders for name in folder.names()}
@@ -198,7 +199,7 @@ class Slot:
         if state.phase == "running":
             self.control.note_service()
 
-    def publish(self, status: dict[str, Any]) -> None:
+    def publish(self, status: Status) -> None:
         """Show the worker's state, as ``ProcessStatus.status`` returns it.
 
         Raises:
@@ -207,7 +208,7 @@ class Slot:
         own = {"worker": self.number, "pid": os.getpid(), "published": time.monotonic()}
         self.scoreboard.write(f"{self.number}{_STATUS}", status | own)
 
-    def publish_connections(self, connections: list[dict[str, Any]]) -> None:
+    def publish_connections(self, connections: list[ConnectionState]) -> None:
         """Show its live connections.
 
         Raises:

@@ -14,6 +14,7 @@ from gevent.lock import BoundedSemaphore
 from veillink.admin.status import ProcessStatus, not_ready_reason
 from veillink.fleet.scoreboard import Slot
 from veillink.log import Log
+from veillink.stats.snapshot import ConnectionState, Status
 
 # Seconds from one publication to the next: 3,000 rules take 15 ms.
 _PUBLISH: Final = 0.5
@@ -95,18 +96,18 @@ class FleetView:
             self._log.limited("the other workers cannot show this one", reason, reason=reason)
         self._hidden = bool(reason)
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> Status:
         """Return the state of all workers as if they were one, or of this one when what they share is gone."""
-        status: dict[str, Any] | None = _aside(self._slot.scoreboard.status)
+        status: Status | None = _aside(self._slot.scoreboard.status)
         return status or self._own.status()
 
-    def connections(self) -> list[dict[str, Any]]:
+    def connections(self) -> list[ConnectionState]:
         """Return every live connection of every worker; of one that does not tell them in time, what it last told."""
         scoreboard = self._slot.scoreboard
         scoreboard.ask_for_connections()
         now = time.monotonic()
         while time.monotonic() < now + _TELLING:
-            found: list[dict[str, Any]] | None = _aside(scoreboard.connections, now - _FRESH)
+            found: list[ConnectionState] | None = _aside(scoreboard.connections, now - _FRESH)
             if found is not None:
                 return found
             gevent.sleep(_PUBLISH / 8)

@@ -6,7 +6,7 @@ Rule: what a change does not name is not touched.
 import math
 import socket
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Final
 
 from veillink.log import Log
 from veillink.model import Address, Diff, End, Ended, RuleSet
@@ -27,6 +27,7 @@ from veillink.server.fd_budget import FdBudget, fitting
 from veillink.server.listener import Listener
 from veillink.server.listeners import Listeners
 from veillink.stats.ledger import Ledger
+from veillink.stats.snapshot import RuleState
 
 # What each worker may number before it meets the next one's numbers; 9 million workers fit into a double.
 _NUMBERS: Final = 1_000_000_000
@@ -187,7 +188,7 @@ class Server:
         wanted = self._listeners.wanted
         return list(dict.fromkeys(wanted[address].service.rule.name for address in self._listeners.down))
 
-    def status(self) -> list[dict[str, Any]]:
+    def status(self) -> list[RuleState]:
         """Return for each rule its name, listen cell, whether it listens, its account and its targets."""
         shown = tuple(self._services.values())
         accounts = self.ledger.snapshot([service.rule.name for service in shown])

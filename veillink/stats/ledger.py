@@ -6,16 +6,16 @@ last rule and the last connection of its name.
 
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Collection, Container, Iterable, Sequence
+from collections.abc import Collection, Container, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from veillink.model import Address, End
+from veillink.stats.metrics import PLACES
+from veillink.stats.snapshot import Account, Times
 
 _CONNECT_BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-# Of seconds that are added up: without rounding the sum would depend on the order, and a counter could fall by a trace.
-PLACES: Final = 6
 _DURATION_BOUNDS: Final = (0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0, 3600.0, 36000.0)
 
 
@@ -143,7 +143,7 @@ class Histogram:
         self._counts[bisect_left(self._bounds, seconds)] += 1
         self._sum += seconds
 
-    def snapshot(self) -> dict[str, Any]:
+    def snapshot(self) -> Times:
         """Return ``le`` (the bounds), ``counts`` (up to each of them, and of all) and ``sum``, as Prometheus has it."""
         return {"le": list(self._bounds), "counts": list(accumulate(self._counts)), "sum": round(self._sum, PLACES)}
 
@@ -183,7 +183,7 @@ class Ledger:
         self.opened = 0
         self._rules: Container[str] | None = None
         self._gone = Totals()
-        self._ended: dict[str, dict[str, Any]] = {}
+        self._ended: dict[str, Account] = {}
 
     def keep(self, rules: Container[str]) -> None:
         """Keep the accounts of rules of these names from now on, and others until their last connection has ended."""
@@ -236,7 +236,7 @@ class Ledger:
             sum(totals.bytes_out for totals in ended) + sum(connection.outbound.bytes for connection in live),
         )
 
-    def snapshot(self, rules: Collection[str]) -> dict[str, dict[str, Any]]:
+    def snapshot(self, rules: Collection[str]) -> dict[str, Account]:
         """Return the account of each of these rules by name, with live connections in all but ends and times."""
         accounts = {rule: self._account(rule).copy() for rule in rules}
         for connection in self.live.values():
@@ -248,7 +248,7 @@ class Ledger:
                 account["bytes_out"] += connection.outbound.bytes
         return accounts
 
-    def _account(self, rule: str) -> dict[str, Any]:
+    def _account(self, rule: str) -> Account:
         """Return the account of a rule's ended connections, made anew only when one more has ended (3 us)."""
         totals = self.totals.get(rule) or Totals()
         account = self._ended.get(rule)
@@ -263,30 +263,3 @@ class Ledger:
                 "duration_seconds": totals.duration_seconds.snapshot(),
             }
         return account
-
-
-def add_accounts(accounts: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Return what the accounts of one rule in several processes add up to.
-
-    Args:
-        accounts: at least one, as ``Ledger.snapshot`` returns them.
-    """
-    accounts = tuple(accounts)
-    total = {key: sum(account[key] for account in accounts) for key in ("active", "total", "bytes_in", "bytes_out")}
-    ends: Counter[str] = Counter()
-    for account in accounts:
-        ends.update(account["ends"])
-    times = {
-        key: _add_histograms([account[key] for account in accounts]) for key in ("connect_seconds", "duration_seconds")
-    }
-    return total | {"ends": dict(ends)} | times
-
-
-def add_seconds(parts: Iterable[float]) -> float:
-    """Return the sum of numbers of six places, exact to the last one: the same in whatever order they come."""
-    return round(sum(parts), PLACES)
-
-
-def _add_histograms(histograms: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    counts = [sum(column) for column in zip(*(each["counts"] for each in histograms), strict=True)]
-    return {"le": histograms[0]["le"], "counts": counts, "sum": add_seconds(each["sum"] for each in histograms)}

@@ -1,0 +1,137 @@
+"""What is shown of a process, as JSON and marshal have it: the names of everything under ``/api``.
+
+Rule: plain values, so that it can be handed from process to process and to whoever asks.
+"""
+
+from typing import NotRequired, TypedDict
+
+
+class Times(TypedDict):
+    """A histogram as Prometheus has it.
+
+    ``le``: the bounds in seconds. ``counts``: how many were up to each of them, and of all. ``sum``: in seconds.
+    """
+
+    le: list[float]
+    counts: list[int]
+    sum: float
+
+
+class Account(TypedDict):
+    """What the connections of a rule add up to, live ones in all but ``ends`` and times."""
+
+    active: int
+    total: int
+    bytes_in: int
+    bytes_out: int
+    ends: dict[str, int]
+    connect_seconds: Times
+    duration_seconds: Times
+
+
+class TargetState(TypedDict):
+    """A target of a rule."""
+
+    target: str
+    up: bool
+    active: int
+
+
+class RuleState(Account):
+    """A rule with its account; what a worker leaves has no ``listen``, no ``listener_up`` and no ``targets``."""
+
+    name: str
+    listen: str
+    listener_up: bool
+    targets: list[TargetState]
+
+
+class Totals(TypedDict):
+    """Of all rules."""
+
+    active: int
+    connections: int
+    bytes_in: int
+    bytes_out: int
+
+
+class Limits(TypedDict):
+    """The most at a time."""
+
+    connections: float
+    descriptors: int
+
+
+class Reload(TypedDict):
+    """What became of the rules' file when it was last read.
+
+    ``time``: in ISO 8601. ``result``: ``applied`` or ``refused``.
+    """
+
+    time: str | None
+    result: str | None
+    problems: list[str]
+
+
+class WorkerState(TypedDict):
+    """A worker; ``age`` is that of its state, in seconds."""
+
+    worker: int
+    pid: int
+    phase: str
+    active: int
+    age: float
+
+
+class Status(TypedDict):
+    """A process, or all of a fleet as if they were one (then with ``workers``).
+
+    ``process``: what the system counts of it, by the names of the metrics.
+    """
+
+    version: str
+    phase: str
+    uptime: float
+    process: dict[str, float]
+    rates: dict[str, float]
+    limits: Limits
+    totals: Totals
+    last_reload: Reload
+    reloads: dict[str, int]
+    log_lines_dropped: int
+    loop_lag_seconds: float
+    rules: list[RuleState]
+    workers: NotRequired[list[WorkerState]]
+
+
+class WorkerSnapshot(Status):
+    """The state of a worker, and who it is.
+
+    ``published``: when, in monotonic seconds.
+    """
+
+    worker: int
+    pid: int
+    published: float
+
+
+class Remains(TypedDict):
+    """What workers that have ended leave: counters never go down."""
+
+    process: dict[str, float]
+    totals: Totals
+    reloads: dict[str, int]
+    log_lines_dropped: int
+    rules: list[RuleState]
+
+
+class ConnectionState(TypedDict):
+    """A live connection; ``age`` in seconds."""
+
+    id: int
+    rule: str
+    client: str
+    target: str | None
+    age: float
+    bytes_in: int
+    bytes_out: int
