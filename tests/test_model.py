@@ -58,8 +58,8 @@ def test_a_rule_listens_on_each_port_of_its_range(ports: int, expected: list[tup
 
 
 def test_a_rule_that_only_moved_to_another_line_is_the_same() -> None:
-    rule = Rule("web", Address("", 80), 1, (TARGET,), line=1)
-    moved = dataclasses.replace(rule, line=2)
+    rule = Rule("web", Address("", 80), 1, (TARGET,), origin="config.csv:1")
+    moved = dataclasses.replace(rule, origin="config.csv:2")
     assert moved == rule
     assert hash(moved) == hash(rule)
 

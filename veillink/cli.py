@@ -4,14 +4,13 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import Field, fields
-from typing import Any
 
+from veillink.config.describe import describe
 from veillink.config.settings import admin_settings, defaults, parser, settings, unknown_variables
 from veillink.config.source import read_rules
 from veillink.daemon.process import run
 from veillink.log import opened
-from veillink.model import AdminSettings, Rule, RuleOptions, Settings, Target
+from veillink.model import AdminSettings, RuleOptions, Settings
 from veillink.text import printable
 
 
@@ -73,7 +72,7 @@ def _run(settings: Settings) -> int:
 def _check(path: str, defaults: RuleOptions) -> int:
     rules, problems, notices = read_rules(path, defaults)
     lines = [notice.at(path) for notice in notices]
-    lines += [_describe(rule) for rule in rules.rules] + [problem.at(path) for problem in problems]
+    lines += [describe(rule) for rule in rules.rules] + [problem.at(path) for problem in problems]
     written = _write_stdout([*lines, f"{printable(path)}: {len(rules.rules)} rules, {len(problems)} problems"])
     return 0 if written and not problems else 1
 
@@ -94,28 +93,6 @@ def _write(data: bytes) -> bool:
         print(f"veillink: error: cannot write: {error.strerror}", file=sys.stderr)
         return False
     return True
-
-
-def _describe(rule: Rule) -> str:
-    targets = ", ".join(_describe_target(target, rule.ports) for target in rule.targets)
-    limits = [
-        f"{field.name}={_shown(field, getattr(rule.options, field.name))}"
-        for field in fields(RuleOptions)
-        if getattr(rule.options, field.name) != field.default
-    ]
-    return " ".join([f"{rule.name}: {rule.shown_listen} -> {targets}", *limits])
-
-
-def _describe_target(target: Target, ports: int) -> str:
-    last = f"-{target.at(ports - 1).port}" if target.at(ports - 1) != target.address else ""
-    weight = f" weight={target.weight}" if target.weight != 1 else ""
-    return f"{target.address}{last}{weight}" + (" backup" if target.backup else "")
-
-
-def _shown(field: Field[Any], value: Any) -> str:
-    if isinstance(field.default, float):
-        return f"{value:g}s" if value else "0"
-    return f"{value:04o}" if field.name == "socket_mode" else str(value)
 
 
 def _open_standard_streams() -> None:

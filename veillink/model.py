@@ -189,7 +189,7 @@ class Rule:
         ports: how many ports it listens on, counted from there.
         targets: at least one, in the order of their rows.
         options: what applies to each of its connections.
-        line: of its first row. Two rules that differ only here are equal.
+        origin: where its first row stands, as ``config.csv:12``. Two rules that differ only here are equal.
     """
 
     name: str
@@ -197,7 +197,7 @@ class Rule:
     ports: int
     targets: tuple[Target, ...]
     options: RuleOptions = RuleOptions()
-    line: int = field(default=0, compare=False)
+    origin: str = field(default="", compare=False)
 
     @property
     def key(self) -> tuple[Address, int]:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.config.lines import line_of
 from tests.config.test_rules import bad, good, lines
 from veillink.config.rows import MAX_PROBLEMS, Notice
 from veillink.config.rules import parse
@@ -18,7 +19,7 @@ def noticed(text: str) -> list[str]:
 
 
 def lines_of(data: bytes) -> list[int]:
-    return [rule.line for rule in parse(data).rules.rules]
+    return [line_of(rule) for rule in parse(data).rules.rules]
 
 
 # --- what cannot be read ---
@@ -204,7 +205,7 @@ def test_the_whole_file_uses_the_same() -> None:
 
 def test_a_line_may_say_what_separates_cells() -> None:
     text = "sep=;\n8080;host;80\n"
-    assert [rule.line for rule in good(text)] == [2]
+    assert [line_of(rule) for rule in good(text)] == [2]
     assert parse(text.encode()).notices == (Notice(1, 0, "cells are separated by semicolons"),)
     assert bad("sep=|\n8080,host,80") == ['1:1: cells are separated by commas, semicolons or tabs, not by "|"']
 

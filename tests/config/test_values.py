@@ -1,27 +1,8 @@
 """The option table and the values of single cells (whole rows: test_rules.py)."""
 
-from dataclasses import fields
-
 import pytest
 
-from veillink.config.options import OPTIONS
 from veillink.config.values import parse_duration
-from veillink.model import Address, RuleOptions, Target
-
-
-def test_the_table_tells_the_truth() -> None:
-    assert [option.name for option in OPTIONS if option.name in RuleOptions.__slots__] == [
-        f.name for f in fields(RuleOptions)
-    ]
-    for option in OPTIONS:
-        assert option.help
-        assert option.help.isprintable()
-        assert len(option.help) < 80
-        if option.name in RuleOptions.__slots__:
-            assert option.scope == "rule"
-            assert option.parse(option.default) == getattr(RuleOptions(), option.name)
-        elif option.scope == "target":
-            assert option.parse(option.default) == getattr(Target(Address("", 1)), option.name)
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,10 @@ from tests.sockets import eventually
 from veillink.config import watch as rules_watch
 from veillink.config.rows import Problem
 from veillink.config.source import Signature, load, signature
-from veillink.config.watch import RulesWatch
+from veillink.config.watch import RulesWatch, Schedule
 from veillink.model import RuleOptions
+
+WRITE, ASK, LOOK = "write", "ask", "look"
 
 
 class FileSystem:
@@ -156,3 +158,61 @@ def test_what_breaks_while_it_is_read_is_told_and_tried_again(
     watched.watch.ask()
     eventually(lambda: watched.read[1:] == [[], ["8080"]])
     assert watched.said == ["unforeseen error"]
+
+
+@pytest.mark.parametrize(
+    ("watch", "steps", "read_at"),
+    [
+        (True, [], []),
+        (True, [(1.0, WRITE)], [1.5]),
+        (False, [(1.0, WRITE)], []),
+        (True, [(1.0, WRITE), (1.4, WRITE), (1.8, WRITE)], [2.3]),
+        (True, [(1.0, ASK)], [1.1]),
+        (False, [(1.0, ASK)], [1.1]),
+        (True, [(1.0, WRITE), (1.0, ASK)], [1.1]),
+        (True, [(1.0, WRITE), (1.0, ASK), (2.0, ASK)], [1.1, 2.1]),
+        (True, [(1.0, ASK), (1.05, WRITE), (1.14, WRITE)], [1.24]),
+        (False, [(1 + n * 0.05, ASK) for n in range(40)], [2.0, 3.05]),
+        (True, [(1.0, WRITE), (1.5, WRITE)], [2.0]),
+        (True, [(1.0, WRITE), (1.6, WRITE)], [1.5, 2.1]),
+    ],
+)
+def test_the_file_is_read_once_it_stands_still(
+    watch: bool, steps: list[tuple[float, str]], read_at: list[float], tmp_path: Path
+) -> None:
+    path = tmp_path / "rules.csv"
+    path.write_text("")
+    file = Schedule(signature(str(path)), watch=watch)
+    due = []
+    for tick in range(400):
+        now = tick / 100
+        for at, step in steps:
+            if round(at * 100) == tick:
+                if step == WRITE:
+                    path.write_text(path.read_text() + "x")
+                else:
+                    file.ask(now)
+        if file.due(signature(str(path)), now):
+            due.append(now)
+    assert due == pytest.approx(read_at, abs=0.011)
+
+
+def test_how_often_it_is_looked_at_follows_from_what_is_awaited() -> None:
+    assert Schedule(None, watch=False).next_look(0) is None
+    file = Schedule(None, watch=True)
+    assert file.next_look(0) == 0.25
+    file.ask(0)
+    assert file.next_look(0) == 0.025
+    assert file.due(None, 1)
+    assert file.next_look(1) == 0.25
+    assert not file.due((1,), 10)  # it has changed
+    looks = [file.next_look(now) for now in (10, 10.125, 10.4, 10.5)]
+    assert looks == pytest.approx([0.125, 0.125, 0.1, 0.25])
+    assert file.due((1,), 10.5)
+
+
+@pytest.mark.parametrize("watch", [True, False])
+def test_what_was_not_to_be_had_is_read_once_more_later(watch: bool) -> None:
+    file = Schedule(None, watch=watch)
+    file.ask_again(10)
+    assert [now for now in range(10, 30) if file.due(None, now)] == [15]

@@ -2,11 +2,9 @@
 
 import gc
 import os
-import resource
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,187 +12,19 @@ import gevent
 import pytest
 from gevent import socket
 
-from tests.sockets import Journal, Sockets, address_of, eventually, open_files
+from tests.daemon.life import Live, row, talk
+from tests.daemon.test_commands import send
+from tests.sockets import Journal, Sockets, address_of, eventually
 from tests.system.harness import HOST, free_port, read_exactly, read_to_eof
 from tests.system.manager import Manager
 from veillink import log
 from veillink.config import watch as rules_watch
-from veillink.config.rows import MAX_FILE, Problem
-from veillink.config.source import anybody_may_write, read_regular, read_rules, signature
-from veillink.config.watch import Schedule
 from veillink.daemon import process as daemon
-from veillink.daemon.commands import SIGNALS, CommandQueue
-from veillink.model import Address, RuleOptions, Settings
+from veillink.model import Address
 from veillink.net import listening
 from veillink.server.server import Server
 
-DEFAULT = RuleOptions()
-
-
-def send(number: signal.Signals) -> None:
-    os.kill(os.getpid(), number)
-
-
-# --- reading the rules -----------------------------------------------------------------------------------------------
-
-
-def test_a_file_is_read_with_the_defaults_given(tmp_path: Path) -> None:
-    path = tmp_path / "rules.csv"
-    path.write_text("8080,db,5432\n8081,db,70000\n")
-    rules, problems, _ = read_rules(str(path), RuleOptions(idle_timeout=7))
-    assert [(rule.name, rule.options.idle_timeout) for rule in rules.rules] == [("8080", 7)]
-    assert [(problem.line, problem.column) for problem in problems] == [(2, 3)]
-
-
-@pytest.mark.parametrize(
-    ("make", "reason"),
-    [
-        (lambda path: None, "No such file or directory"),
-        (Path.mkdir, "it is a directory"),
-        (os.mkfifo, "it is no regular file"),
-        (lambda path: path.symlink_to("/dev/zero"), "it is no regular file"),
-        (lambda path: path.symlink_to(path), "Too many levels of symbolic links"),
-    ],
-    ids=["missing", "directory", "FIFO", "device", "loop of links"],
-)
-def test_what_is_no_file_is_a_problem_of_one_line(make: Callable[[Path], object], reason: str, tmp_path: Path) -> None:
-    make(tmp_path / "rules.csv")
-    before = open_files()
-    rules, problems, _ = read_rules(str(tmp_path / "rules.csv"), DEFAULT)
-    assert rules.rules == ()
-    assert problems == (Problem(0, 0, f"cannot be read: {reason}"),)
-    assert open_files() == before
-
-
-def test_a_file_that_is_too_large_is_not_read_whole(tmp_path: Path) -> None:
-    path = tmp_path / "rules.csv"
-    with path.open("wb") as file:
-        file.truncate(1 << 40)
-    assert len(read_regular(str(path), MAX_FILE + 1)) == MAX_FILE + 1
-    _, (problem,), _ = read_rules(str(path), DEFAULT)
-    assert "larger than 16 MiB" in problem.message
-
-
-# --- signals ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("sent", "notes"),
-    [
-        ([signal.SIGHUP], ["reload"]),
-        ([signal.SIGUSR1], ["dump"]),
-        ([signal.SIGTERM], ["stop"]),
-        ([signal.SIGINT], ["stop"]),
-        ([signal.SIGHUP] * 50, ["reload"]),
-        ([signal.SIGHUP, signal.SIGUSR1, signal.SIGHUP], ["reload", "dump"]),
-        ([signal.SIGTERM, signal.SIGTERM], ["stop", "stop"]),
-        ([signal.SIGHUP, signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ["reload", "stop", "stop"]),
-    ],
-)
-def test_notes_are_taken_in_order_reloads_once_and_stops_each(
-    sent: list[signal.Signals], notes: list[str], signals: type[CommandQueue]
-) -> None:
-    commands = signals(SIGNALS)
-    taken = []
-    for number in sent:
-        send(number)
-        gevent.sleep(0.001)  # the loop sees the same signal twice only if it has looked in between
-    while note := commands.get(0.01):
-        taken.append(note)
-    assert taken == notes
-
-
-def test_a_reload_that_was_begun_does_not_swallow_the_next(signals: type[CommandQueue]) -> None:
-    commands = signals(SIGNALS)
-    for _ in range(3):
-        send(signal.SIGHUP)
-        assert commands.get(5) == "reload"
-    assert commands.get(0) is None
-
-
-def test_who_waits_for_a_note_wakes_up_with_it(signals: type[CommandQueue]) -> None:
-    commands = signals(SIGNALS)
-    gevent.spawn_later(0.01, send, signal.SIGUSR1)
-    assert commands.get() == "dump"
-
-
 # --- a whole life ----------------------------------------------------------------------------------------------------
-
-
-class Life:
-    """A daemon that runs in a greenlet of the test."""
-
-    def __init__(self, path: Path, journal: Journal, **settings: Any) -> None:
-        self.path = path
-        self.journal = journal
-        whole: dict[str, Any] = {"strict": False, "watch": False, "drain_timeout": 5.0, "max_connections": 0}
-        whole |= {"relay": "auto", "workers": 0, "worker_timeout": 30.0, "pidfile": "", "admin": None}
-        whole |= {"log_format": "text", "log_level": "info", "access_log": True, "defaults": DEFAULT}
-        self._settings = Settings(config=str(path), **whole | settings)
-        self._greenlet = gevent.spawn(daemon.run, self._settings, journal.log)
-
-    def ready(self) -> "Life":
-        self.journal.wait_for("ready")
-        return self
-
-    def code(self) -> int:
-        """Wait for its end and return its exit code."""
-        return self._greenlet.get()
-
-    def __enter__(self) -> "Life":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if not self._greenlet.ready():
-            send(signal.SIGTERM)
-            gevent.sleep(0.01)
-            send(signal.SIGTERM)
-            self._greenlet.join()
-
-
-@pytest.fixture
-def live(signals: None, journal: Journal, tmp_path: Path) -> Iterator[Callable[..., Life]]:
-    """Start a daemon with this text as its rules."""
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    lives: list[Life] = []
-
-    def _live(text: str, **settings: Any) -> Life:
-        path = tmp_path / "rules.csv"
-        path.write_text(text)
-        lives.append(Life(path, journal, **settings))
-        return lives[-1]
-
-    yield _live
-    for life in lives:
-        with life:
-            pass
-    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-
-
-Live = Callable[..., Life]
-
-
-@pytest.fixture
-def port(hub: None) -> int:
-    return free_port()
-
-
-@pytest.fixture
-def backend(sockets: Sockets) -> socket.socket:
-    return sockets.listener()
-
-
-def row(port: int, backend: socket.socket) -> str:
-    return f"{HOST}:{port},{HOST},{address_of(backend).port}\n"
-
-
-def talk(sockets: Sockets, port: int, backend: socket.socket) -> tuple[socket.socket, socket.socket]:
-    """Return a client and the target that it was forwarded to, after a word."""
-    client = sockets.client(Address(HOST, port))
-    target = sockets.accept(backend)
-    client.sendall(b"word")
-    assert read_exactly(target, 4) == b"word"
-    return client, target
 
 
 def test_told_to_stop_without_a_connection_it_leaves_at_once_with_0(
@@ -499,16 +329,6 @@ def test_the_collector_looks_at_small_parts_of_what_is_young(live: Live, port: i
     assert max(looked_at) < 100_000
 
 
-@pytest.mark.parametrize(("mode", "warned"), [(0o644, False), (0o666, True), (0o664, False)])
-def test_a_file_that_everybody_may_change_is_found(mode: int, warned: bool, tmp_path: Path) -> None:
-    path = tmp_path / "rules.csv"
-    path.touch()
-    path.chmod(mode)
-    assert anybody_may_write(str(path)) is warned
-    assert not anybody_may_write(str(tmp_path / "missing"))
-    assert not anybody_may_write("/dev/null")
-
-
 def test_the_pid_is_in_its_file_as_long_as_it_runs(
     live: Live, port: int, backend: socket.socket, tmp_path: Path
 ) -> None:
@@ -533,95 +353,3 @@ def test_a_pid_that_cannot_be_written_is_told(
 
 
 # --- when the file is read -------------------------------------------------------------------------------------------
-
-WRITE, ASK, LOOK = "write", "ask", "look"
-
-
-@pytest.mark.parametrize(
-    ("watch", "steps", "read_at"),
-    [
-        (True, [], []),
-        (True, [(1.0, WRITE)], [1.5]),
-        (False, [(1.0, WRITE)], []),
-        (True, [(1.0, WRITE), (1.4, WRITE), (1.8, WRITE)], [2.3]),
-        (True, [(1.0, ASK)], [1.1]),
-        (False, [(1.0, ASK)], [1.1]),
-        (True, [(1.0, WRITE), (1.0, ASK)], [1.1]),
-        (True, [(1.0, WRITE), (1.0, ASK), (2.0, ASK)], [1.1, 2.1]),
-        (True, [(1.0, ASK), (1.05, WRITE), (1.14, WRITE)], [1.24]),
-        (False, [(1 + n * 0.05, ASK) for n in range(40)], [2.0, 3.05]),
-        (True, [(1.0, WRITE), (1.5, WRITE)], [2.0]),
-        (True, [(1.0, WRITE), (1.6, WRITE)], [1.5, 2.1]),
-    ],
-)
-def test_the_file_is_read_once_it_stands_still(
-    watch: bool, steps: list[tuple[float, str]], read_at: list[float], tmp_path: Path
-) -> None:
-    path = tmp_path / "rules.csv"
-    path.write_text("")
-    file = Schedule(signature(str(path)), watch=watch)
-    due = []
-    for tick in range(400):
-        now = tick / 100
-        for at, step in steps:
-            if round(at * 100) == tick:
-                if step == WRITE:
-                    path.write_text(path.read_text() + "x")
-                else:
-                    file.ask(now)
-        if file.due(signature(str(path)), now):
-            due.append(now)
-    assert due == pytest.approx(read_at, abs=0.011)
-
-
-def test_how_often_it_is_looked_at_follows_from_what_is_awaited() -> None:
-    assert Schedule(None, watch=False).next_look(0) is None
-    file = Schedule(None, watch=True)
-    assert file.next_look(0) == 0.25
-    file.ask(0)
-    assert file.next_look(0) == 0.025
-    assert file.due(None, 1)
-    assert file.next_look(1) == 0.25
-    assert not file.due((1,), 10)  # it has changed
-    looks = [file.next_look(now) for now in (10, 10.125, 10.4, 10.5)]
-    assert looks == pytest.approx([0.125, 0.125, 0.1, 0.25])
-    assert file.due((1,), 10.5)
-
-
-@pytest.mark.parametrize("watch", [True, False])
-def test_what_was_not_to_be_had_is_read_once_more_later(watch: bool) -> None:
-    file = Schedule(None, watch=watch)
-    file.ask_again(10)
-    assert [now for now in range(10, 30) if file.due(None, now)] == [15]
-
-
-def test_another_file_at_its_path_is_a_change(tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        (tmp_path / name).write_text("same")
-        os.utime(tmp_path / name, (1, 1))
-    path = tmp_path / "rules.csv"
-    path.symlink_to("one")
-    file = Schedule(signature(str(path)), watch=True)
-
-    def due(now: float) -> bool:
-        return file.due(signature(str(path)), now)
-
-    assert not due(10)
-    path.unlink()
-    path.symlink_to("two")
-    assert not due(20)
-    assert due(20.5)
-    path.unlink()
-    assert not due(30)
-    assert due(30.5)
-    assert not due(40)
-
-
-def test_a_change_that_keeps_size_and_time_is_a_change(tmp_path: Path) -> None:
-    path = tmp_path / "rules.csv"
-    path.write_text("8080,one,80")
-    os.utime(path, (1, 1))
-    before = signature(str(path))
-    path.write_text("8080,two,80")  # as cp -p does: in place, and with the time of what is copied
-    os.utime(path, (1, 1))
-    assert signature(str(path)) != before

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.config.lines import line_of
 from tests.config.test_rules import bad, good, lines
 from veillink.config.options import OPTIONS
 from veillink.config.rules import parse
@@ -111,7 +112,7 @@ def test_rows_with_the_same_unix_socket_are_one_rule_with_several_targets() -> N
         Target(Address("unix:/b", 0), backup=True),
         Target(Address("unix:/c", 0), weight=3),
     )
-    assert (rule.options.socket_mode, rule.line) == (0o600, 1)
+    assert (rule.options.socket_mode, line_of(rule)) == (0o600, 1)
 
 
 def test_two_rows_of_a_rule_cannot_have_the_same_unix_socket_as_target_nor_two_modes() -> None:

@@ -21,7 +21,7 @@ def start(journal: Journal) -> Iterator[Callable[..., Server]]:
     servers: list[Server] = []
 
     def _start(*rows: str, max_connections: int = 0) -> Server:
-        servers.append(Server(journal.log, "rules.csv", FdBudget(FD_LIMIT), max_connections))
+        servers.append(Server(journal.log, FdBudget(FD_LIMIT), max_connections))
         servers[-1].apply(rules(*rows))
         return servers[-1]
 

@@ -44,7 +44,7 @@ def test_as_many_connections_are_held_as_fit_into_the_memory(
     memory: int, workers: int, fits: float, journal: Journal
 ) -> None:
     worker = 0 if workers == 1 else 1
-    running = Server(journal.log, "rules.csv", FdBudget(1 << 20), 0, worker=worker, memory=memory)
+    running = Server(journal.log, FdBudget(1 << 20), 0, worker=worker, memory=memory)
     running.apply(RuleSet())
     running.set_worker_count(workers)
     assert running.fits_memory == fits

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from veillink.config.values import number, parse_duration
 from veillink.model import Balance, Health, OnDown
@@ -75,46 +75,94 @@ def _label(text: str) -> str:
     return text
 
 
+# --- how a value is written ------------------------------------------------------------------------------------------
+
+
+def _seconds(value: Any) -> str:
+    return f"{value:g}s" if value else "0"
+
+
+def _octal(value: Any) -> str:
+    return f"{value:04o}"
+
+
+def _yes(value: Any) -> str:
+    return "yes" if value else "no"
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True, slots=True)
 class Option:
     """One ``option=value`` of a row.
 
     Args:
-        name: as it is written in a row or over a column.
+        name: as it is written in a row or over a column, and the field of ``RuleOptions`` or ``Target`` that it sets.
         parse: from the value's text; raises ValueError with a message for the operator.
+        format: a value as text that means the same.
         scope: whether it belongs to the rule or to the row's target.
+        group: what it is about, for the manual and the command line.
         default: the text of the value it has where no row gives it.
         help: one line for the manual and the command line.
+        on_command_line: whether the command line may set it for all rules.
     """
 
     name: str
     parse: Callable[[str], str | float]
+    format: Callable[[Any], str]
     scope: Literal["rule", "target"]
+    group: Literal["name", "targets", "times", "listener", "health"]
     default: str
     help: str
+    on_command_line: bool = True
 
 
-OPTIONS = (
-    Option("name", _label, "rule", "", "label in logs, metrics and on the page; else the listen cell"),
-    Option("weight", number(0, 1000), "target", "1", "the target's share of new connections, 0 to 1000; 0 takes none"),
-    Option("backup", _yes_or_no, "target", "no", "yes or no: use the target only when no other can be"),
-    Option("connect_timeout", parse_duration, "rule", "5s", "limit from accept to a connected target; 0 is off"),
-    Option("idle_timeout", parse_duration, "rule", "0", "close after this long without a byte either way; 0 is off"),
-    Option("half_close_timeout", parse_duration, "rule", "5m", "the same once one side has finished; 0 is off"),
-    Option("max_lifetime", parse_duration, "rule", "0", "close after this long, whatever moves; 0 is off"),
-    Option("keepalive", _keepalive, "rule", "60s", "silence before TCP probes a peer, 1s to 9h; 0 is off"),
-    Option("dns_refresh", _dns_refresh, "rule", "30s", "age at which a host name is looked up again, at least 1s"),
-    Option("max_connections", number(0, 1_000_000), "rule", "0", "the most at a time, others wait; 0 is no limit"),
-    Option("socket_mode", _mode, "rule", "0660", "permissions of the UNIX socket to listen on"),
-    Option("balance", _one_of(Balance), "rule", "round_robin", f"who gets the next client: {', '.join(Balance)}"),
-    Option("retries", number(0, 1000), "rule", "1000", "further targets to try when one cannot be had, 0 to 1000"),
-    Option("retry_interval", _retry_interval, "rule", "0", "when all fail, try again after this, from 10ms; 0 is off"),
-    Option("max_fails", number(0, 1000), "rule", "3", "failed connects within fail_timeout that take a target out"),
-    Option("fail_timeout", _at_least_100ms, "rule", "10s", "how long it stays out, at least 100ms"),
-    Option("health", _one_of(Health), "rule", "off", "tcp: probe the targets by connecting to them; off"),
-    Option("health_interval", _at_least_100ms, "rule", "2s", "from probe to probe, at least 100ms"),
-    Option("health_timeout", _at_least_100ms, "rule", "1s", "limit for one probe, at least 100ms"),
-    Option("health_rise", number(1, 100), "rule", "2", "good probes in a row that bring a target back, 1 to 100"),
-    Option("health_fall", number(1, 100), "rule", "3", "bad probes in a row that take a target out, 1 to 100"),
-    Option("on_down", _one_of(OnDown), "rule", "keep", "keep or reset connections of a target that probes take out"),
+# fmt: off
+OPTIONS: Final = (
+    Option("name", _label, str, "rule", "name", "",
+           "label in logs, metrics and on the page; else the listen cell", on_command_line=False),
+    Option("weight", number(0, 1000), str, "target", "targets", "1",
+           "the target's share of new connections, 0 to 1000; 0 takes none", on_command_line=False),
+    Option("backup", _yes_or_no, _yes, "target", "targets", "no",
+           "yes or no: use the target only when no other can be", on_command_line=False),
+    Option("connect_timeout", parse_duration, _seconds, "rule", "times", "5s",
+           "limit from accept to a connected target; 0 is off"),
+    Option("idle_timeout", parse_duration, _seconds, "rule", "times", "0",
+           "close after this long without a byte either way; 0 is off"),
+    Option("half_close_timeout", parse_duration, _seconds, "rule", "times", "5m",
+           "the same once one side has finished; 0 is off"),
+    Option("max_lifetime", parse_duration, _seconds, "rule", "times", "0",
+           "close after this long, whatever moves; 0 is off"),
+    Option("keepalive", _keepalive, _seconds, "rule", "times", "60s",
+           "silence before TCP probes a peer, 1s to 9h; 0 is off"),
+    Option("dns_refresh", _dns_refresh, _seconds, "rule", "targets", "30s",
+           "age at which a host name is looked up again, at least 1s"),
+    Option("max_connections", number(0, 1_000_000), str, "rule", "listener", "0",
+           "the most at a time, others wait; 0 is no limit", on_command_line=False),
+    Option("socket_mode", _mode, _octal, "rule", "listener", "0660",
+           "permissions of the UNIX socket to listen on"),
+    Option("balance", _one_of(Balance), str, "rule", "targets", "round_robin",
+           f"who gets the next client: {', '.join(Balance)}"),
+    Option("retries", number(0, 1000), str, "rule", "targets", "1000",
+           "further targets to try when one cannot be had, 0 to 1000"),
+    Option("retry_interval", _retry_interval, _seconds, "rule", "targets", "0",
+           "when all fail, try again after this, from 10ms; 0 is off"),
+    Option("max_fails", number(0, 1000), str, "rule", "targets", "3",
+           "failed connects within fail_timeout that take a target out"),
+    Option("fail_timeout", _at_least_100ms, _seconds, "rule", "targets", "10s",
+           "how long it stays out, at least 100ms"),
+    Option("health", _one_of(Health), str, "rule", "health", "off",
+           "tcp: probe the targets by connecting to them; off"),
+    Option("health_interval", _at_least_100ms, _seconds, "rule", "health", "2s",
+           "from probe to probe, at least 100ms"),
+    Option("health_timeout", _at_least_100ms, _seconds, "rule", "health", "1s",
+           "limit for one probe, at least 100ms"),
+    Option("health_rise", number(1, 100), str, "rule", "health", "2",
+           "good probes in a row that bring a target back, 1 to 100"),
+    Option("health_fall", number(1, 100), str, "rule", "health", "3",
+           "bad probes in a row that take a target out, 1 to 100"),
+    Option("on_down", _one_of(OnDown), str, "rule", "health", "keep",
+           "keep or reset connections of a target that probes take out"),
 )
+# fmt: on

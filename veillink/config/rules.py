@@ -110,13 +110,13 @@ def _rows(data: bytes, remarks: Remarks) -> Iterator[Row]:
 # --- all of it -------------------------------------------------------------------------------------------------------
 
 
-def _rule(group: Group, defaults: RuleOptions) -> Iterator[Rule]:
+def _rule(group: Group, defaults: RuleOptions, source: str) -> Iterator[Rule]:
     rows, given = standing(group)
     if rows:
         values = {name: option.value for name, option in given.items()}
         name, targets = values.pop("name", rows[0].cell), tuple(row.target for row in rows)
         options = replace(defaults, **values)
-        yield Rule(name, rows[0].listen, rows[0].ports, targets, options, rows[0].line.number)
+        yield Rule(name, rows[0].listen, rows[0].ports, targets, options, f"{source}:{rows[0].line.number}")
 
 
 class Parsed(NamedTuple):
@@ -133,12 +133,13 @@ class Parsed(NamedTuple):
     notices: tuple[Notice, ...] = ()
 
 
-def parse(data: bytes, defaults: RuleOptions = _DEFAULTS) -> Parsed:
+def parse(data: bytes, defaults: RuleOptions = _DEFAULTS, source: str = "") -> Parsed:
     """Read a configuration file.
 
     Args:
         data: the file's bytes; of a longer file ``MAX_FILE + 1`` are enough.
         defaults: what a rule has where no row gives its own.
+        source: the file's name.
     """
     remarks = Remarks()
     groups, taken = gather(_rows(data, remarks))
@@ -147,5 +148,5 @@ def parse(data: bytes, defaults: RuleOptions = _DEFAULTS) -> Parsed:
     problems = remarks.problems
     if len(problems) == MAX_PROBLEMS:
         problems[-1] = replace(problems[-1], message=f"no more than {MAX_PROBLEMS} problems are listed")
-    rules = RuleSet(tuple(rule for group in groups for rule in _rule(group, defaults)))
+    rules = RuleSet(tuple(rule for group in groups for rule in _rule(group, defaults, source)))
     return Parsed(rules, tuple(sorted(problems)), tuple(remarks.notices))

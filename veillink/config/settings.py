@@ -236,7 +236,7 @@ def _add_admin(parser: configargparse.ArgumentParser) -> None:
 def _add_rule_defaults(parser: configargparse.ArgumentParser) -> None:
     defaults = parser.add_argument_group("defaults for rules; a row's option of the same name goes before")
     for option in OPTIONS:
-        if option.name in _default_names():
+        if option.on_command_line:
             defaults.add_argument(
                 f"--{option.name.replace('_', '-')}",
                 type=_as_argument(option.parse),
@@ -248,11 +248,6 @@ def _add_rule_defaults(parser: configargparse.ArgumentParser) -> None:
 
 def _workers(text: str) -> int:
     return min(_MOST_WORKERS, usable_cpus()) if text == "auto" else number(0, _MOST_WORKERS)(text)
-
-
-def _default_names() -> frozenset[str]:
-    """Return the rule options that the command line may set for all rules (its --max-connections is the process's)."""
-    return frozenset(field.name for field in fields(RuleOptions)) - {"max_connections"}
 
 
 def admin_settings(options: Namespace) -> AdminSettings | None:
@@ -286,7 +281,7 @@ def _is_local(address: Address) -> bool:
 
 def defaults(options: Namespace) -> RuleOptions:
     """Return what a rule has where its rows say nothing."""
-    return RuleOptions(**{name: getattr(options, name) for name in _default_names()})
+    return RuleOptions(**{each.name: getattr(options, each.name) for each in OPTIONS if each.on_command_line})
 
 
 def settings(options: Namespace) -> Settings:

@@ -39,7 +39,7 @@ def load(path: str, defaults: RuleOptions) -> Parsed:
         OSError: it cannot be read, or is not regular.
         ValueError: the path holds a NUL.
     """
-    found = parse(read_regular(path, MAX_FILE + 1), defaults)
+    found = parse(read_regular(path, MAX_FILE + 1), defaults, path)
     if not (found.rules.rules or found.problems):
         return found._replace(problems=(Problem(0, 0, "has no rule"),))
     return found

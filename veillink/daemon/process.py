@@ -110,7 +110,6 @@ class _Process:
         self._memory = memory_limit()
         self._server = Server(
             log,
-            settings.config,
             self._fd_budget,
             settings.max_connections,
             listening,

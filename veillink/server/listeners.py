@@ -72,7 +72,6 @@ class Listeners:
 
     Args:
         log: told about listeners that cannot be had.
-        source: the name of the rules' file, for the log.
         listen: opens one; as ``net.listen`` does.
         inherited: listening sockets that are there already.
         spread: where in the list of addresses to begin, from 0 up to 1.
@@ -81,7 +80,6 @@ class Listeners:
     def __init__(
         self,
         log: Log,
-        source: str,
         listen: Callable[..., socket.socket],
         inherited: Mapping[Address, socket.socket] = _NONE,
         spread: float = 0.0,
@@ -93,7 +91,6 @@ class Listeners:
         """Set when those who come are to be sent away."""
         self._order = AcceptOrder()
         self._log = log
-        self._source = source
         self._open_at = listen
         self._inherited = inherited
         self._spread = spread
@@ -129,18 +126,18 @@ class Listeners:
         return any(down.awaited for down in self.down.values())
 
     def report(self, rules: RuleSet, *, tried_again: bool) -> None:
-        """Tell what is not listened on, and what nobody can come to yet, with the line of its rule."""
+        """Tell what is not listened on, and what nobody can come to yet, with the place of its rule."""
         if not self.down and not self._ahead:
             return
-        lines = {rule.key: rule.line for rule in unhurried(rules.rules)}  # one that stayed the same may have moved
+        origins = {rule.key: rule.origin for rule in unhurried(rules.rules)}  # one that stayed the same may have moved
         again = "; it is tried again" if tried_again else ""
         for address, down in sorted(self.down.items()):
             rule = self.wanted[address].service.rule
-            place = f"{self._source}:{lines[rule.key]}"
+            place = origins[rule.key]
             self._log.error(f"{place}: cannot listen on {address}: {down.reason}{again}", rule=rule.name)
         ahead = {rule.key: rule for rule in (self.wanted[address].service.rule for address in sorted(self._ahead))}
         for key, rule in ahead.items():
-            place, listen = f"{self._source}:{lines[key]}", rule.shown_listen
+            place, listen = origins[key], rule.shown_listen
             why = "this host does not have that address now (EADDRNOTAVAIL)"
             self._log.warning(f"{place}: nobody reaches {listen} yet: {why}", rule=rule.name)
 

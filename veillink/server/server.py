@@ -42,7 +42,6 @@ class Server:
 
     Args:
         log: told about listeners that cannot be had.
-        source: the name of the rules' file, for the log.
         fd_budget: what the process may have.
         max_connections: the most connections at a time; 0 for as many as the descriptors allow.
         inherited: listening sockets that are there already.
@@ -54,7 +53,6 @@ class Server:
     def __init__(
         self,
         log: Log,
-        source: str,
         fd_budget: FdBudget,
         max_connections: int,
         inherited: Mapping[Address, socket.socket] = _NONE,
@@ -73,7 +71,7 @@ class Server:
         self._max_connections = max_connections
         self._inherited = inherited
         self._has_siblings = worker > 0
-        self._listeners = Listeners(log, source, open_at, inherited, worker * _GOLDEN % 1)
+        self._listeners = Listeners(log, open_at, inherited, worker * _GOLDEN % 1)
         self._services: dict[_Key, Service] = {}
         self._retired: dict[_Key, Service] = {}
         self.limiter.room = 0
