@@ -54,7 +54,7 @@ def test_a_whole_request_is_answered_however_many_come_after_it(
 ) -> None:
     let_go = Event()
     monkeypatch.setattr(metrics, "text", lambda _: b"measured")
-    monkeypatch.setattr(pages, "_aside", lambda render, value: let_go.wait() and render(value))
+    monkeypatch.setattr(pages, "in_thread", lambda render, value: let_go.wait() and render(value))
     open_admin(most=4)
     asked = ask.begin(f"GET /metrics HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())
     strangers = [ask.begin() for _ in range(40)]

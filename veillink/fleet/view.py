@@ -5,48 +5,22 @@ Rule: each answers from what was published, for itself too.
 
 import time
 from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import gevent
-from gevent.hub import get_hub
 from gevent.lock import BoundedSemaphore
 
 from veillink.admin.status import ProcessStatus, not_ready_reason
 from veillink.fleet.scoreboard import Slot
 from veillink.log import Log
+from veillink.net.greenlets import in_thread
 from veillink.stats.snapshot import ConnectionState, Status
 
 # Seconds from one publication to the next: 3,000 rules take 15 ms.
 _PUBLISH: Final = 0.5
-
-
 # How long to wait for other workers to tell their connections, and how old these may be, in seconds.
 _TELLING: Final = 1.5
-
-
 _FRESH: Final = 1.0
-
-
-_T = TypeVar("_T")
-
-
-def _aside(ask: Callable[..., _T], *what: object) -> _T:
-    """Return what is found in a thread; the loop would print a traceback of what leaves one by itself.
-
-    Raises:
-        OSError: as it does.
-    """
-
-    def answer() -> _T | OSError:
-        try:
-            return ask(*what)
-        except OSError as error:
-            return error
-
-    found: _T | OSError = get_hub().threadpool.apply(answer)
-    if isinstance(found, OSError):
-        raise found
-    return found
 
 
 class FleetView:
@@ -89,7 +63,7 @@ class FleetView:
     def _publish(self, publish: Callable[[Any], None], what: object) -> None:
         reason = ""
         try:
-            _aside(publish, what)
+            in_thread(publish, what)
         except OSError as error:
             reason = error.strerror or str(error)
         if reason and not self._hidden:  # said once, and not twice a second
@@ -98,7 +72,7 @@ class FleetView:
 
     def status(self) -> Status:
         """Return the state of all workers as if they were one, or of this one when what they share is gone."""
-        status: Status | None = _aside(self._slot.scoreboard.status)
+        status: Status | None = in_thread(self._slot.scoreboard.status)
         return status or self._own.status()
 
     def connections(self) -> list[ConnectionState]:
@@ -107,11 +81,11 @@ class FleetView:
         scoreboard.ask_for_connections()
         now = time.monotonic()
         while time.monotonic() < now + _TELLING:
-            found: list[ConnectionState] | None = _aside(scoreboard.connections, now - _FRESH)
+            found: list[ConnectionState] | None = in_thread(scoreboard.connections, now - _FRESH)
             if found is not None:
                 return found
             gevent.sleep(_PUBLISH / 8)
-        return _aside(scoreboard.connections, 0.0) or []
+        return in_thread(scoreboard.connections, 0.0) or []
 
     def not_ready_reason(self) -> str:
         """Return why no more clients should be sent here, or nothing."""

@@ -97,6 +97,3 @@ class Worker(base.Worker):
             self.notify()
             gevent.sleep(min(_BEAT, self.timeout / 2 or _BEAT))
         os.kill(os.getpid(), signal.SIGTERM)  # the master has been killed
-
-
-# --- what gunicorn calls in its own process --------------------------------------------------------------------------

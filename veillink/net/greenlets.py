@@ -16,6 +16,7 @@ _SPARES: Final = 128
 _AT_A_TIME: Final = 100
 
 _T = TypeVar("_T")
+_R = TypeVar("_R")
 
 
 class Greenlets:
@@ -58,3 +59,22 @@ def unhurried(items: Iterable[_T]) -> Iterator[_T]:
         yield item
         if number % _AT_A_TIME == 0:
             gevent.sleep(0)
+
+
+def in_thread(function: Callable[..., _R], *arguments: object) -> _R:
+    """Return what a function returns in a thread, while others run; the loop would print what leaves one by itself.
+
+    Raises:
+        OSError: as it does.
+    """
+
+    def answer() -> _R | OSError:
+        try:
+            return function(*arguments)
+        except OSError as error:
+            return error
+
+    found: _R | OSError = get_hub().threadpool.apply(answer)
+    if isinstance(found, OSError):
+        raise found
+    return found

@@ -37,9 +37,13 @@ class Ticker:
 
     ``lost``: how many seconds, in all, this process did not run although a tick was due (SIGSTOP, a frozen container, a
     loop that was held up). Nobody could do anything in them: they count for no deadline.
+
+    Args:
+        period: seconds from tick to tick.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, period: float = _TICK) -> None:
+        self.period = period
         self.lost = 0.0
         self._due = 0.0
         self._watched: set[Watched] = set()
@@ -51,8 +55,8 @@ class Ticker:
         """Look at this with every tick until it says that it is enough."""
         self._watched.add(watched)
         if self._timer is None:
-            self._due = time.monotonic() + _TICK
-            self._timer = get_hub().loop.timer(_TICK, _TICK, ref=False)
+            self._due = time.monotonic() + self.period
+            self._timer = get_hub().loop.timer(self.period, self.period, ref=False)
             self._timer.start(self._tick)
 
     def watch_closely(self, watched: Watched) -> None:
@@ -76,9 +80,9 @@ class Ticker:
 
     def _account(self) -> float:
         now = time.monotonic()
-        if now - self._due > _TICK:
+        if now - self._due > self.period:
             self.lost += now - self._due
-        self._due = now + _TICK
+        self._due = now + self.period
         return now
 
     def _tick_all(self) -> None:

@@ -1,0 +1,44 @@
+"""The state of a process, as plain values."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from tests.sockets import Journal
+from veillink.admin.status import ProcessStatus, not_ready_reason
+from veillink.config.rows import Problem
+from veillink.stats.ledger import Ledger
+
+
+@pytest.fixture
+def status(journal: Journal) -> ProcessStatus:
+    server = SimpleNamespace(
+        ledger=Ledger(), limiter=SimpleNamespace(limit=7, in_use=0), down={}, rules_down=list, status=list
+    )
+    return ProcessStatus("config.csv", server, 1024, journal.log)
+
+
+def test_it_is_what_json_has(status: ProcessStatus) -> None:
+    found = json.loads(json.dumps(status.status()))
+    assert found["phase"] == "starting"
+    assert found["limits"] == {"connections": 7, "descriptors": 1024}
+    assert found["last_reload"] == {"time": None, "result": None, "problems": []}
+    assert found["process"]["process_open_fds"] > 0
+
+
+def test_what_became_of_the_file_is_told_with_its_problems(status: ProcessStatus) -> None:
+    status.count_reload("applied", ())
+    status.count_reload("refused", (Problem(3, 2, "is wrong"),))
+    found = status.status()
+    assert status.reads == 2
+    assert found["reloads"] == {"applied": 1, "refused": 1}
+    assert found["last_reload"]["problems"] == ["config.csv:3:2: is wrong"]
+
+
+@pytest.mark.parametrize(
+    ("phase", "down", "reason"),
+    [("running", [], ""), ("running", ["web", "db"], "not listening: web, db"), ("draining", ["web"], "draining")],
+)
+def test_why_no_more_clients_should_come(phase: str, down: list[str], reason: str) -> None:
+    assert not_ready_reason(phase, down) == reason
