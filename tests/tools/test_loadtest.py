@@ -16,7 +16,7 @@ import pytest
 
 pytestmark = pytest.mark.alone
 
-LOADTEST = Path(__file__).parent.parent / "scripts" / "loadtest"
+LOADTEST = Path(__file__).parents[2] / "scripts/loadtest"
 Answer = Callable[[bytes], bytes]
 
 

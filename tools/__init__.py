@@ -1,0 +1,1 @@
+"""What measures VeilLink from outside, for its developers: not part of what is installed."""
