@@ -10,9 +10,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import gevent
+import hypothesis
 import pytest
 from gevent.hub import get_hub
-from hypothesis import settings
 
 from tests.sockets import Journal, Sockets, address_of
 from tests.system.harness import HOST, free_port
@@ -22,11 +22,12 @@ from veillink.model import Address
 from veillink.net import resolver
 from veillink.net.resolver import Resolver
 
-# A machine that is busy takes its time, and no example is to blame.
-settings.register_profile("busy", deadline=None)
-settings.load_profile("busy")
-
 _TURNS = "PYTEST_TURNS"  # where a run's processes find each other
+_MEASURE = "COVERAGE_PROCESS_CONFIG"  # has a child measure the coverage of what it runs
+
+# An example takes as long as the tests beside it let it: 0.2 s, the default, was too short while coverage was measured.
+hypothesis.settings.register_profile("side by side", deadline=None)
+hypothesis.settings.load_profile("side by side")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -55,8 +56,11 @@ def _turn(*, alone: bool) -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # the limit of pytest-timeout begins inside
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """Let a test marked ``alone``, which judges time or CPU, have the machine for itself."""
-    with _turn(alone=item.get_closest_marker("alone") is not None):
+    """Let a test marked ``alone``, which judges time or CPU, have the machine for itself, its children unslowed."""
+    alone = item.get_closest_marker("alone") is not None
+    with _turn(alone=alone), pytest.MonkeyPatch.context() as patch:
+        if alone or item.get_closest_marker("unmeasured"):
+            patch.delenv(_MEASURE, raising=False)
         return (yield)
 
 

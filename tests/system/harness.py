@@ -221,7 +221,9 @@ class VeilLink:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE if stdout is None else stdout,
             stderr=subprocess.STDOUT,
-            env=os.environ | (env or {}),
+            # Behind a program that takes something from it, it has no coverage measured, which needs it as well:
+            # the right to write into this folder, a working directory.
+            env=os.environ | ({"COVERAGE_PROCESS_CONFIG": ""} if before else {}) | (env or {}),
         )
         self._reader: threading.Thread | None = None
         if self.child.stdout is not None:

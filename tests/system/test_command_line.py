@@ -255,6 +255,7 @@ def test_thousands_of_problems_are_all_reported_and_the_last_word_too(tmp_path: 
     assert "not started: " in done.stdout.splitlines()[-1]
 
 
+@pytest.mark.unmeasured
 def test_every_one_of_twelve_thousand_rules_is_named_at_start(start: Start) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < 13_000:

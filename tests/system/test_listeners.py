@@ -140,6 +140,7 @@ def test_a_link_local_address_is_listened_on_at_its_interface(network: Network, 
     assert veillink.heard(host="fe80::1%wire") == b"hello"
 
 
+@pytest.mark.unmeasured
 def test_a_thousand_rules_are_up_within_three_seconds(network: Network, start: Start, backend: Serve) -> None:
     port = backend(saying(b"hello")).port
     rows = "".join(f"{HOST}:{listen},{HOST},{port}\n" for listen in range(20_000, 21_000))
@@ -151,6 +152,7 @@ def test_a_thousand_rules_are_up_within_three_seconds(network: Network, start: S
         assert veillink.heard(listen) == b"hello"
 
 
+@pytest.mark.unmeasured
 def test_a_range_of_nine_thousand_ports_is_up_within_five_seconds(
     network: Network, start: Start, backend: Serve
 ) -> None:

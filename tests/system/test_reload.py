@@ -442,6 +442,7 @@ def test_a_port_that_is_taken_at_a_reload_is_reported_and_listened_on_when_it_is
 # --- no client notices -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.unmeasured
 def test_ten_reloads_in_five_seconds_are_noticed_by_no_client_of_a_rule_that_stays(start: Start) -> None:
     """A machine that is busy with other things delays a direct connection as well: so much more than it is allowed."""
     other = free_port()
