@@ -17,9 +17,10 @@ import gevent
 
 from veillink import __version__
 from veillink.admin.status import ProcessStatus, Shown
-from veillink.config.rows import Notice, Problem
+from veillink.config.rows import Problem
 from veillink.config.watch import RulesWatch
 from veillink.daemon.admin_endpoint import AdminEndpoint
+from veillink.daemon.announcements import Announcements, summary
 from veillink.daemon.commands import SIGNALS, WORKER_SIGNALS, Command, CommandQueue, reap_orphans
 from veillink.daemon.membership import Alone, Membership
 from veillink.daemon.pidfile import check_pid, remove_pid, write_pid
@@ -27,7 +28,6 @@ from veillink.daemon.supervisor import ServiceNotifier, inherited
 from veillink.log import Log
 from veillink.model import Address, RuleSet, Settings, StartupError
 from veillink.net.cgroup import memory_limit
-from veillink.net.greenlets import unhurried
 from veillink.net.sockets import raise_fd_limit
 from veillink.net.ticker import lived
 from veillink.server.fd_budget import FdBudget
@@ -120,7 +120,10 @@ class _Process:
         self._status = ProcessStatus(settings.config, self._server, self._fd_budget.limit, log)
         self._shown: Shown = self._status
         self._admin_endpoint = AdminEndpoint(settings.admin, self._fd_budget.admin, member, log)
-        self._file = RulesWatch(settings.config, settings.defaults, watch=settings.watch, log=self._log_as_leader)
+        self._announcements = Announcements(settings, member, log)
+        self._file = RulesWatch(
+            settings.config, settings.defaults, watch=settings.watch, log=self._announcements.log_as_leader
+        )
 
     def run(self, commands: CommandQueue, cut_on: Sequence[Command]) -> Outcome:
         """Start, serve, drain.
@@ -156,10 +159,6 @@ class _Process:
         self._status.phase = phase
         self._member.publish()
 
-    def _log_as_leader(self, level: str, message: str, **fields: object) -> None:
-        """Log what all workers would log: one of them does."""
-        getattr(self._log, level if self._member.leads else "debug")(message, **fields)
-
     def _read(self, commands: CommandQueue) -> bool:
         """Have the rules read, now and whenever they change; return whether that came before the order to stop."""
         self._file.follow(lambda: commands.put(Command.READ))
@@ -180,12 +179,14 @@ class _Process:
         if settings.admin is not None:
             self._status.measure()
         for warning in settings.warnings:
-            self._log_as_leader("warning", warning)
+            self._announcements.log_as_leader("warning", warning)
         rules, problems, notices = self._file.found
         if self._file.anybody_may_write:
             path = printable(settings.config)
-            self._log_as_leader("warning", f"{path}: everybody on this host may change it; chmod o-w {path}")
-        self._log_remarks(problems, notices)
+            self._announcements.log_as_leader(
+                "warning", f"{path}: everybody on this host may change it; chmod o-w {path}"
+            )
+        self._announcements.tell_remarks(problems, notices)
         if problems and settings.strict:
             raise StartupError(f"{settings.config} has problems and --strict was given")
         self._log.info(
@@ -199,9 +200,9 @@ class _Process:
         if not rules.rules or not server.can_go_on:
             raise StartupError("no rule could be started")
         write_pid(settings.pidfile)
-        self._announce()
+        self._announcements.tell_start(server, self._fd_budget, self._memory)
         self._enter("running")
-        self._notifier.ready(self._summary())
+        self._notifier.ready(summary(self._server))
         if self._notifier.watchdog:
             gevent.spawn(self._stay_alive)
         gc.freeze()
@@ -209,7 +210,7 @@ class _Process:
 
     def _open_admin_endpoint(self) -> None:
         if self._admin_endpoint.open(self._shown) and self._settings.admin is not None:
-            self._log_as_leader("info", "showing the state", admin=self._settings.admin.shown)
+            self._announcements.log_as_leader("info", "showing the state", admin=self._settings.admin.shown)
 
     def _serve(self, commands: CommandQueue) -> None:
         """Carry out commands until it is time to stop."""
@@ -283,34 +284,6 @@ class _Process:
         except StartupError as why:
             self._log.error(str(why))
 
-    def _log_remarks(self, problems: tuple[Problem, ...], notices: tuple[Notice, ...]) -> None:
-        for notice in notices:
-            self._log_as_leader("info", notice.at(self._settings.config))
-        for problem in self._log.paced(problems):
-            self._log_as_leader("error", problem.at(self._settings.config))
-
-    def _announce(self) -> None:
-        log, server = self._log, self._server
-        for rule in unhurried(log.paced(server.rules.rules)):
-            targets = ",".join(str(target.address) for target in rule.targets)
-            self._log_as_leader("info", "rule", name=rule.name, listen=rule.shown_listen, targets=targets)
-        off = [name for name in ("idle_timeout", "max_lifetime") if not getattr(self._settings.defaults, name)]
-        if off:
-            limits = ", ".join(off)
-            self._log_as_leader(
-                "warning", f"by default these limits are off: {limits}; a silent connection may stay for ever"
-            )
-        listeners = len(server.listeners)
-        self._log_as_leader(
-            "info", "file descriptors", limit=self._fd_budget.limit, **self._fd_budget.breakdown(listeners)
-        )
-        if server.fits_memory < self._fd_budget.connections(listeners):
-            self._log_as_leader("info", "memory", limit=self._memory, connections=server.fits_memory)
-        log.info("ready", listeners=listeners, max_connections=server.limiter.limit)
-
-    def _summary(self) -> str:
-        return f"{len(self._server.rules.rules)} rules, {len(self._server.listeners)} listeners"
-
     def _check_descriptors(self, rules: RuleSet) -> None:
         """See that these rules can be run at all.
 
@@ -333,12 +306,12 @@ class _Process:
             self._log.error("unforeseen error", traceback=traceback.format_exc())
             refused = self._refuse(f"{type(error).__name__}: {error}", ())
             self._file.ask_again()
-        self._notifier.ready(self._summary() + (f"; the last reload was refused: {refused}" if refused else ""))
+        self._notifier.ready(summary(self._server) + (f"; the last reload was refused: {refused}" if refused else ""))
 
     def _apply(self) -> str:
         """Apply the file; with any problem in it, what runs goes on: a typo never takes a rule away. Return why not."""
         rules, problems, notices = self._file.found
-        self._log_remarks(problems, notices)
+        self._announcements.tell_remarks(problems, notices)
         if problems:
             return self._refuse(f"{printable(self._settings.config)} has problems", problems)
         try:
@@ -350,11 +323,13 @@ class _Process:
         self._member.publish()
         counts = {field.name: len(getattr(changes, field.name)) for field in fields(changes)}
         listeners = len(self._server.listeners)
-        self._log_as_leader("info", "reloaded", config=self._settings.config, listeners=listeners, **counts)
+        self._announcements.log_as_leader(
+            "info", "reloaded", config=self._settings.config, listeners=listeners, **counts
+        )
         return ""
 
     def _refuse(self, why: str, problems: tuple[Problem, ...]) -> str:
-        self._log_as_leader("error", f"not reloaded, the rules stay as they were: {why}")
+        self._announcements.log_as_leader("error", f"not reloaded, the rules stay as they were: {why}")
         self._status.count_reload("refused", problems or (Problem(0, 0, why),))
         self._member.publish()
         return why
