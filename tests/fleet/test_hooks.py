@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -66,7 +67,7 @@ def test_signals_that_come_meanwhile_come_afterwards() -> None:
     came: list[int] = []
     before = signal.signal(signal.SIGUSR2, lambda number, _: came.append(number))
     with signals_held([signal.SIGUSR2]):
-        os.kill(os.getpid(), signal.SIGUSR2)
+        signal.pthread_kill(threading.get_ident(), signal.SIGUSR2)  # and no other thread, which does not hold it
         assert came == []
     signal.signal(signal.SIGUSR2, before)
     assert came == [signal.SIGUSR2]

@@ -233,7 +233,7 @@ def test_a_name_whose_answer_came_while_this_process_did_not_run_is_found_in_tim
 def test_a_target_has_not_failed_because_this_process_did_not_run(forward: Forward, sockets: Sockets) -> None:
     listener = sockets.listener(backlog=0)
     other = sockets.client(address_of(listener))
-    front = forward(address_of(listener), sockets.silent(), connect_timeout=0.5, max_fails=1)
+    front = forward(address_of(listener), sockets.silent(), connect_timeout=0.9, max_fails=1)
     client = front.client()
     sockets.accept(listener).close()
     other.close()
