@@ -18,6 +18,7 @@ class End(StrEnum):
     NAME_NOT_FOUND = "name_not_found"
     NO_TARGET = "no_target"
     CLIENT_LEFT = "client_left"
+    BAD_PROXY_HEADER = "bad_proxy_header"
     LOOP = "loop"
     IDLE_TIMEOUT = "idle_timeout"
     HALF_CLOSE_TIMEOUT = "half_close_timeout"
