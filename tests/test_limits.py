@@ -1,0 +1,63 @@
+"""Tests of what a client is, and of how limits are written."""
+
+import pytest
+
+from veillink.limits import ByteRate, ClientKey, Network, Rate, Scope, client_key, ip_number
+
+
+@pytest.mark.parametrize(
+    ("host", "number"),
+    [
+        ("1.2.3.4", (4, 0x01020304)),
+        ("::ffff:1.2.3.4", (4, 0x01020304)),
+        ("::1.2.3.4", (6, 0x01020304)),
+        ("::1", (6, 1)),
+        ("fe80::1%eth0", (6, (0xFE80 << 112) + 1)),
+    ],
+)
+def test_number_of_an_address(host: str, number: tuple[int, int]) -> None:
+    assert ip_number(host) == number
+
+
+@pytest.mark.parametrize("host", ["", "example.org", "1.2.3", "unix:/run/x"])
+def test_no_address(host: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        ip_number(host)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("1.2.3.4", "::ffff:1.2.3.4", True),
+        ("1.2.3.4", "1.2.3.5", False),
+        ("2001:db8:1:2::1", "2001:db8:1:2:ffff::9", True),
+        ("2001:db8:1:2::1", "2001:db8:1:3::1", False),
+        ("fe80::1%eth0", "fe80::2", True),
+        ("unix:", "unix:/tmp/any", True),
+        ("::", "0.0.0.0", False),
+    ],
+)
+def test_who_is_one_client(one: str, other: str, same: bool) -> None:
+    keys: list[ClientKey] = [client_key(one), client_key(other)]
+    assert (keys[0] == keys[1]) is same
+
+
+def test_a_network_knows_its_ends() -> None:
+    assert Network(4, 10 << 24, 8).last == (11 << 24) - 1
+    assert Network(4, 7, 32).last == 7
+    assert Network(6, 0, 0).last == (1 << 128) - 1
+
+
+@pytest.mark.parametrize(
+    ("rate", "room"),
+    [(Rate(100), 100), (Rate(6, 60), 1), (Rate(120, 60), 2), (Rate(5, 3600, 3), 3), (Rate(9, 1, 1), 1)],
+)
+def test_a_rate_has_room_for_what_a_second_brings_and_at_least_one(rate: Rate, room: float) -> None:
+    assert rate.room == room
+
+
+def test_nothing_is_off() -> None:
+    assert not Rate()
+    assert not ByteRate()
+    assert Rate(1)
+    assert ByteRate(1, Scope.CLIENT)
