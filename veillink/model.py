@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, NamedTuple
 
+from veillink.limits import Networks, Rate
+
 
 class End(StrEnum):
     """Why a connection ended: the word in the access log, the label in metrics, the assertion in tests."""
@@ -19,6 +21,8 @@ class End(StrEnum):
     NO_TARGET = "no_target"
     CLIENT_LEFT = "client_left"
     BAD_PROXY_HEADER = "bad_proxy_header"
+    DENIED = "denied"
+    OVER_LIMIT = "over_limit"
     LOOP = "loop"
     IDLE_TIMEOUT = "idle_timeout"
     HALF_CLOSE_TIMEOUT = "half_close_timeout"
@@ -52,6 +56,8 @@ class StartupError(Exception):
 
 
 _UNIX: Final = "unix:"
+_NO_NETWORKS: Final = Networks()
+_NO_RATE: Final = Rate()
 
 
 class Address(NamedTuple):
@@ -105,6 +111,14 @@ class Health(StrEnum):
     TCP = "tcp"
 
 
+class SendProxy(StrEnum):
+    """Which PROXY header a target is sent."""
+
+    OFF = "off"
+    V1 = "v1"
+    V2 = "v2"
+
+
 class OnDown(StrEnum):
     """What becomes of the connections of a target that does not answer its probes."""
 
@@ -136,6 +150,13 @@ class RuleOptions:
         health_rise: successful probes in a row that bring a target back.
         health_fall: failed probes in a row that take one out.
         on_down: what becomes of its connections then.
+        accept_proxy: who has to send a PROXY header before anything else.
+        proxy_timeout: from accept to the whole header.
+        allow: who may come in; everybody where it is off.
+        deny: who may not, whatever ``allow`` says.
+        max_connections_per_client: the most at a time; 0 is no limit.
+        connection_rate: at which clients are accepted; others wait.
+        connection_rate_per_client: at which one client is served; one more is reset.
     """
 
     connect_timeout: float = 5.0
@@ -157,6 +178,13 @@ class RuleOptions:
     health_rise: int = 2
     health_fall: int = 3
     on_down: OnDown = OnDown.KEEP
+    accept_proxy: Networks = _NO_NETWORKS
+    proxy_timeout: float = 5.0
+    allow: Networks = _NO_NETWORKS
+    deny: Networks = _NO_NETWORKS
+    max_connections_per_client: int = 0
+    connection_rate: Rate = _NO_RATE
+    connection_rate_per_client: Rate = _NO_RATE
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,12 +196,14 @@ class Target:
         weight: its share of the new connections; 0 takes none.
         backup: used only when no other target can be.
         fixed: every listener of a range leads to this one address, not each to a port of its own.
+        send_proxy: the version of the PROXY header that it is sent before anything else.
     """
 
     address: Address
     weight: int = 1
     backup: bool = False
     fixed: bool = False
+    send_proxy: SendProxy = SendProxy.OFF
 
     def at(self, offset: int) -> Address:
         """Return the address for the listener ``offset`` ports into the range."""
@@ -235,9 +265,15 @@ class Diff:
 
 @dataclass(frozen=True, slots=True)
 class RuleSet:
-    """Everything one configuration file asks for: rules whose listen addresses do not overlap."""
+    """Everything one configuration file asks for.
+
+    Args:
+        rules: their listen addresses do not overlap.
+        files: the names of the files that they name, also of rules that are left out because of them.
+    """
 
     rules: tuple[Rule, ...] = ()
+    files: tuple[str, ...] = field(default=(), compare=False)
 
     def diff(self, new: "RuleSet", paced: Callable[[Iterable[Rule]], Iterable[Rule]] = iter) -> Diff:
         """Return how a newer set differs, each part in its own set's order.

@@ -24,7 +24,7 @@ def test_the_table_tells_the_truth() -> None:
             assert option.parse(option.default) == getattr(Target(Address("", 1)), option.name)
 
 
-OF_TARGETS = {"weight", "backup"}
+OF_TARGETS = {"weight", "backup", "send_proxy"}
 
 
 @pytest.mark.parametrize("field", fields(RuleOptions), ids=lambda field: field.name)

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from veillink.cli import main
+from veillink.config.networks import parse_networks
 from veillink.config.settings import admin_settings, parser, unknown_variables
+from veillink.limits import EVERYBODY, Rate
 from veillink.model import Address, RuleOptions
 
 OPTIONS: list[tuple[str, str, str, Any]] = [
@@ -49,6 +51,23 @@ OPTIONS: list[tuple[str, str, str, Any]] = [
     ("--health-rise=4", "VEILLINK_HEALTH_RISE=4", "health-rise = 4", 4),
     ("--health-fall=4", "VEILLINK_HEALTH_FALL=4", "health-fall = 4", 4),
     ("--on-down=reset", "VEILLINK_ON_DOWN=reset", "on-down = reset", "reset"),
+    ("--accept-proxy=any", "VEILLINK_ACCEPT_PROXY=any", "accept-proxy = any", EVERYBODY),
+    ("--proxy-timeout=9s", "VEILLINK_PROXY_TIMEOUT=9s", "proxy-timeout = 9s", 9.0),
+    ("--allow=::1", "VEILLINK_ALLOW=::1", "allow = ::1", parse_networks("::1")),
+    ("--deny=::1", "VEILLINK_DENY=::1", "deny = ::1", parse_networks("::1")),
+    (
+        "--max-connections-per-client=4",
+        "VEILLINK_MAX_CONNECTIONS_PER_CLIENT=4",
+        "max-connections-per-client = 4",
+        4,
+    ),
+    ("--connection-rate=6/m", "VEILLINK_CONNECTION_RATE=6/m", "connection-rate = 6/m", Rate(6, 60)),
+    (
+        "--connection-rate-per-client=5/s",
+        "VEILLINK_CONNECTION_RATE_PER_CLIENT=5/s",
+        "connection-rate-per-client = 5/s",
+        Rate(5),
+    ),
 ]
 
 

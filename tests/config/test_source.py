@@ -8,8 +8,9 @@ import pytest
 
 from tests.daemon.life import DEFAULT
 from tests.sockets import open_files
+from veillink.config.files import anybody_may_write, read_regular, signature
 from veillink.config.rows import MAX_FILE, Problem
-from veillink.config.source import anybody_may_write, read_regular, read_rules, signature
+from veillink.config.source import read_rules
 from veillink.config.watch import Schedule
 from veillink.model import RuleOptions
 

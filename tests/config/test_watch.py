@@ -11,8 +11,9 @@ import pytest
 
 from tests.sockets import eventually
 from veillink.config import watch as rules_watch
+from veillink.config.files import Signature, signature
 from veillink.config.rows import Problem
-from veillink.config.source import Signature, load, signature
+from veillink.config.source import load
 from veillink.config.watch import RulesWatch, Schedule
 from veillink.model import RuleOptions
 

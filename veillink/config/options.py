@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, Literal, TypeVar
 
+from veillink.config.networks import format_trusted, parse_networks, parse_trusted
+from veillink.config.rates import parse_rate
 from veillink.config.values import number, parse_duration
-from veillink.model import Balance, Health, OnDown
+from veillink.model import Balance, Health, OnDown, SendProxy
 from veillink.text import quoted
 
 _Word = TypeVar("_Word", bound=StrEnum)
@@ -63,6 +65,13 @@ def _mode(text: str) -> int:
     return int(text, 8)
 
 
+def _proxy_timeout(text: str) -> float:
+    seconds = parse_duration(text)
+    if seconds < 3:
+        raise ValueError(f"{quoted(text)} is less than 3s: a header may wait for a segment to be sent again")
+    return seconds
+
+
 def _yes_or_no(text: str) -> bool:
     if text not in ("yes", "no"):
         raise ValueError(f"{quoted(text)} is not yes or no")
@@ -109,10 +118,10 @@ class Option:
     """
 
     name: str
-    parse: Callable[[str], str | float]
+    parse: Callable[[str], object]
     format: Callable[[Any], str]
     scope: Literal["rule", "target"]
-    group: Literal["name", "targets", "times", "listener", "health"]
+    group: Literal["name", "targets", "times", "listener", "health", "clients"]
     default: str
     help: str
     on_command_line: bool = True
@@ -164,5 +173,21 @@ OPTIONS: Final = (
            "bad probes in a row that take a target out, 1 to 100"),
     Option("on_down", _one_of(OnDown), str, "rule", "health", "keep",
            "keep or reset connections of a target that probes take out"),
+    Option("accept_proxy", parse_trusted, format_trusted, "rule", "clients", "off",
+           "networks whose PROXY header (v1 or v2) is required, or any; off"),
+    Option("proxy_timeout", _proxy_timeout, _seconds, "rule", "clients", "5s",
+           "limit from accept to a whole PROXY header, at least 3s"),
+    Option("send_proxy", _one_of(SendProxy), str, "target", "clients", "off",
+           "v1 or v2: send the target a PROXY header first; off", on_command_line=False),
+    Option("allow", parse_networks, str, "rule", "clients", "off",
+           "addresses, networks and @FILES of them that may come in; off: all"),
+    Option("deny", parse_networks, str, "rule", "clients", "off",
+           "addresses, networks and @FILES of them that are reset; off: none"),
+    Option("max_connections_per_client", number(0, 1_000_000), str, "rule", "clients", "0",
+           "the most of one client at a time, more are reset; 0 is off"),
+    Option("connection_rate", parse_rate, str, "rule", "clients", "0",
+           "accept so many, as 100/s, 6/m or 9/s:20; others wait; 0 is off"),
+    Option("connection_rate_per_client", parse_rate, str, "rule", "clients", "0",
+           "serve one client so often, as 5/s; more are reset; 0 is off"),
 )
 # fmt: on

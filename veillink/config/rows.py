@@ -28,16 +28,18 @@ class Remark:
         line: from 1; 0 is the file as a whole.
         column: number of the cell in its line, from 1; 0 is the line as a whole.
         message: one short printable line; what it quotes from the file is escaped.
+        file: where it stands, if that is another one than the rules' own.
     """
 
     line: int
     column: int
     message: str
+    file: str = ""
 
     def at(self, file: str) -> str:
         """Return it as the operator reads it: ``config.csv:12:3: port "70000" is not …``."""
         place = "".join(f":{number}" for number in (self.line, self.column) if number)
-        return f"{printable(file)}{place}: {self.message}"
+        return f"{printable(self.file or file)}{place}: {self.message}"
 
 
 class Problem(Remark):

@@ -19,8 +19,8 @@ from typing import Any, Final, NoReturn, TextIO
 import configargparse
 
 from veillink import __version__
+from veillink.config.files import read_regular
 from veillink.config.options import OPTIONS
-from veillink.config.source import read_regular
 from veillink.config.values import number, parse_admin, parse_duration, parse_names, parse_token
 from veillink.log import LEVELS
 from veillink.model import Address, AdminSettings, RuleOptions, Settings

@@ -5,15 +5,17 @@ Rule: a file that is still being written is never read, and a file system that h
 
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
 import gevent
 from gevent.event import Event
 from gevent.threadpool import ThreadPool
 
+from veillink.config.files import Signature, anybody_may_write, signature
 from veillink.config.rules import Parsed
-from veillink.config.source import Signature, anybody_may_write, load, may_pass, signature, unreadable
+from veillink.config.source import load, may_pass, unreadable
 from veillink.model import RuleOptions
 from veillink.text import printable
 
@@ -56,6 +58,10 @@ class Schedule:
     def ask_again(self, now: float) -> None:
         """Read it once more, later: it could not be read, or not be applied, and not for what is in it."""
         self._again = now + _AGAIN
+
+    def begin_from(self, seen: Signature) -> None:
+        """Take this for what was read: the file has named others, which are looked at from now on."""
+        self._seen = self._read = seen
 
     def due(self, seen: Signature, now: float) -> bool:
         """Return whether to read it now, which is taken as done.
@@ -119,6 +125,7 @@ class RulesWatch:
         self._log = log
         self._schedule = Schedule(None, watch=watch)
         self._watch = watch
+        self._lists: tuple[str, ...] = ()
         self._wake = Event()
         self._thread = ThreadPool(1)
         self._follower: gevent.Greenlet[..., None] | None = None
@@ -166,16 +173,26 @@ class RulesWatch:
             return True
 
     def _read_first(self) -> bool:
-        self._schedule = Schedule(self._aside(signature, self._path), watch=self._watch)
+        self._schedule = Schedule(self._look(), watch=self._watch)
         return self._read()
 
     def _read_if_due(self) -> bool:
-        return self._schedule.due(self._aside(signature, self._path), time.monotonic()) and self._read()
+        return self._schedule.due(self._look(), time.monotonic()) and self._read()
 
     def _read(self) -> bool:
         self.found = self._aside(load, self._path, self._defaults)
         self.anybody_may_write = self._aside(anybody_may_write, self._path)
+        names = self.found.rules.files or (self._lists if self.found.problems else ())
+        if names != self._lists:
+            self._lists = names
+            self._schedule.begin_from(self._look())
         return True
+
+    def _look(self) -> Signature:
+        """Return what is at the path, and at those of the lists that its rules name."""
+        folder = Path(self._path).parent
+        paths = [self._path, *(str(folder / name) for name in self._lists)]
+        return self._aside(_signatures, paths)
 
     def _aside(self, function: Callable[..., _T], *arguments: object) -> _T:
         answer = self._thread.spawn(_caught, function, arguments)
@@ -193,6 +210,10 @@ class RulesWatch:
             raise value
         found: _T = value
         return found
+
+
+def _signatures(paths: Sequence[str]) -> Signature:
+    return sum((signature(path) or (0,) for path in paths), ())
 
 
 def _caught(function: Callable[..., Any], arguments: tuple[object, ...]) -> Any:

@@ -215,6 +215,10 @@ class SocketStream:
         """Return the address that the peer has come to."""
         return readable(self._socket.getsockname())
 
+    def peer_address(self) -> Address:
+        """Return the address of the peer; see ``Transport``."""
+        return readable(self._socket.getpeername())
+
     def peer_process(self) -> int:
         """Return the process that has connected to our UNIX socket (SO_PEERCRED in unix(7)), 0 where nobody tells."""
         if not hasattr(socket, "SO_PEERCRED"):

@@ -23,6 +23,13 @@ class Transport(Protocol):
     def own_address(self) -> Address:
         """Return the address that the peer has come to."""
 
+    def peer_address(self) -> Address:
+        """Return the address of the peer.
+
+        Raises:
+            OSError: it has gone.
+        """
+
     def peer_process(self) -> int:
         """Return the process that has connected to our UNIX socket (SO_PEERCRED in unix(7)), 0 where nobody tells."""
 

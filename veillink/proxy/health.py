@@ -10,11 +10,12 @@ from typing import Final
 
 import gevent
 
-from veillink.model import Address, Ended, RuleOptions
+from veillink.model import Ended, RuleOptions, SendProxy
 from veillink.net.sockets import error_name
 from veillink.net.stream import Stream
 from veillink.net.turns import Turns
 from veillink.proxy.connect import dial
+from veillink.proxy.edge import send_own_header
 from veillink.proxy.pool import Member
 from veillink.proxy.upstream import Upstream
 
@@ -51,18 +52,22 @@ class Probes:
         options = self._options
         gevent.sleep(options.health_interval * self._random())
         while True:
-            self._upstream.count_probe(member, self._probe(member.address), options)
+            self._upstream.count_probe(member, self._probe(member), options)
             gevent.sleep(options.health_interval * (1 + _JITTER * (2 * self._random() - 1)))
 
-    def _probe(self, address: Address) -> str:
+    def _probe(self, member: Member) -> str:
         """Connect, stay for a moment, and close; return what failed, or nothing."""
         with self._turns.place(self):
             try:
-                stream = dial(self._upstream, address, time.monotonic() + self._options.health_timeout, [])
+                stream = dial(self._upstream, member.address, time.monotonic() + self._options.health_timeout, [])
             except Ended as ended:
                 return ended.detail or ended.end
             try:
+                if member.send_proxy is not SendProxy.OFF:
+                    send_own_header(stream, member.send_proxy)
                 return _hangs_up(stream)
+            except OSError as error:
+                return error_name(error)
             finally:
                 stream.close()
 

@@ -49,6 +49,11 @@ class ConnectionLimiter:
         self._parent = parent
         self._waiting: deque[Waiting] = deque()
 
+    @property
+    def among(self) -> int:
+        """Among how many processes limits are divided."""
+        return self._division.among
+
     def of_rule(self) -> "ConnectionLimiter":
         """Return a limiter of one of the rules that have this one in common."""
         return ConnectionLimiter(self._division, self)

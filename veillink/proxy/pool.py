@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
-from veillink.model import Address, Balance, Health, Rule
+from veillink.model import Address, Balance, Health, Rule, SendProxy
 
 _NOBODY: Final[Mapping[Address, "Member"]] = {}
 
@@ -18,8 +18,8 @@ class Member:
 
     ``address``: host and port, as the rules have it. ``active``: its connections, those being connected included.
     ``connected``: when one last was, in monotonic seconds; ``answered``: when the last was that has brought a byte.
-    ``down``: it does not answer its probes. ``failing``: it was taken out for failed connects, and has served nobody
-    since.
+    ``send_proxy``: the header that it is sent. ``down``: it does not answer its probes. ``failing``: it was taken out
+    for failed connects, and has served nobody since.
     """
 
     __slots__ = (
@@ -34,6 +34,7 @@ class Member:
         "connected",
         "down",
         "failing",
+        "send_proxy",
     )
 
     def __init__(self, address: Address) -> None:
@@ -42,6 +43,7 @@ class Member:
         self.connected = self.answered = float("-inf")
         self.down = False
         self.failing = False
+        self.send_proxy = SendProxy.OFF
         self._counts_failures = True
         self._failures = 0
         self._since = self._out_since = float("-inf")
@@ -142,6 +144,8 @@ class Pool:
         for offset in range(rule.ports):
             addresses = [target.at(offset) for target in rule.targets]
             self._at.append([self.members.setdefault(a, known.get(a) or Member(a)) for a in addresses])
+            for target, member in zip(rule.targets, self._at[-1], strict=True):
+                member.send_proxy = target.send_proxy
         for member in self.members.values():
             member.heed(failures=counts_failures, probes=rule.options.health is not Health.OFF)
         for address in known.keys() - self.members.keys():

@@ -8,8 +8,11 @@ import random
 from dataclasses import dataclass
 from functools import partial
 
+from veillink.limits import Rate
 from veillink.log import Log
 from veillink.model import End, Ended, Health, OnDown, Rule
+from veillink.proxy.client_limits import Bucket
+from veillink.proxy.edge import Edge, build_edge
 from veillink.proxy.health import Probes
 from veillink.proxy.limiter import ConnectionLimiter
 from veillink.proxy.pool import Member, Pool
@@ -27,6 +30,8 @@ class Service:
         upstream: its targets.
         limiter: how many connections it may hold.
         shared: what it has in common with the others.
+        edge: what it asks of who comes, if anything.
+        pace: the account of the rate at which it accepts, if that has a limit.
         probes: of its targets, where it asks for them.
     """
 
@@ -34,6 +39,8 @@ class Service:
     upstream: Upstream
     limiter: ConnectionLimiter
     shared: Shared
+    edge: Edge | None = None
+    pace: Bucket | None = None
     probes: Probes | None = None
 
     @classmethod
@@ -54,7 +61,28 @@ class Service:
         probes: Probes | None = None
         if rule.options.health is Health.TCP:
             probes = Probes(upstream, rule.options, shared.probing, random.random)
-        return cls(rule, upstream, limiter, shared, probes)
+        edge = build_edge(rule.options, before.edge if before else None, limiter.among)
+        pace = (before.pace if before else None) or (Bucket() if rule.options.connection_rate else None)
+        return cls(rule, upstream, limiter, shared, edge, pace, probes)
+
+    def divide(self) -> None:
+        """Heed among how many processes limits are divided now."""
+        if self.edge is not None:
+            self.edge.divide(self.limiter.among)
+        self.limiter.wake()
+
+    def pause(self, now: float) -> float:
+        """Return the seconds until the next client may be accepted at the rate that it has; 0 is now."""
+        rate = self.rule.options.connection_rate
+        if self.pace is None or not rate:
+            return 0.0
+        return self.pace.delay(Rate(rate.count, rate.period * self.limiter.among, rate.burst), now)
+
+    def take(self, now: float) -> None:
+        """Count a client for that rate."""
+        rate = self.rule.options.connection_rate
+        if self.pace is not None and rate:
+            self.pace.take(Rate(rate.count, rate.period * self.limiter.among, rate.burst), now)
 
     def stop_probes(self) -> None:
         """Probe its targets no more; what is known of them stays."""

@@ -11,10 +11,12 @@ from typing import Any, Final
 from gevent.hub import get_hub, getcurrent
 
 from veillink.log import Log
-from veillink.model import CONNECT_FAILURES, Address, End, Ended
+from veillink.model import CONNECT_FAILURES, Address, End, Ended, SendProxy
 from veillink.net.socket_stream import SocketStream
 from veillink.net.stream import Stream
+from veillink.proxy.client_limits import Client
 from veillink.proxy.connect import connect
+from veillink.proxy.edge import send_header
 from veillink.proxy.loops import add_leg, refuse_loop
 from veillink.proxy.pool import Member
 from veillink.proxy.relay import Relay
@@ -23,6 +25,7 @@ from veillink.proxy.shared import Shared
 from veillink.proxy.trial import Trial, begin_trial, judge
 from veillink.stats.ledger import Connection
 
+_REFUSALS: Final = frozenset({End.BAD_PROXY_HEADER, End.DENIED, End.OVER_LIMIT})
 _SILENCE: Final = frozenset({End.IDLE_TIMEOUT, End.HALF_CLOSE_TIMEOUT})
 
 
@@ -65,10 +68,15 @@ def serve(sock: _socket.socket, peer: Address, listen: Address, binding: Binding
     target: Stream | None = None
     member: Member | None = None
     trial: Trial | None = None
+    admitted: Client | None = None
     end = End.INTERNAL
     try:
         refuse_loop(client, connection, shared.ledger)
+        if service.edge is not None:
+            admitted = service.edge.admit(client, connection)
         target, member = _connect(client, connection, binding)
+        if member.send_proxy is not SendProxy.OFF:
+            send_header(target, client, connection, member.send_proxy)
         add_leg(target, connection, shared.ledger)
         trial = begin_trial(member, upstream, shared.ticker) if member.failing else None
         Relay(client, target, connection, service.rule.options, shared).run()
@@ -86,6 +94,8 @@ def serve(sock: _socket.socket, peer: Address, listen: Address, binding: Binding
         if member is not None:
             judge(member, upstream, connection, end, trial)
             member.leave()
+        if admitted is not None and service.edge is not None:
+            service.edge.release(admitted)
         _close(connection, end, shared)
 
 
@@ -124,7 +134,7 @@ class _Connecting:
     def until(self) -> float:
         """Return when to give up: time that nobody lived through is given back."""
         limit = self._service.rule.options.connect_timeout or float("inf")
-        return self._connection.opened + limit + self._service.shared.ticker.lost - self._lost
+        return self._connection.accepted + limit + self._service.shared.ticker.lost - self._lost
 
     def on_tick(self, now: float) -> bool:
         if not self._reset_watched:
@@ -165,6 +175,15 @@ def _log_failure(ended: Ended, connection: Connection, log: Log) -> None:
             failure=ended.end,  # "end=" stands in access lines alone: whoever counts it counts connections
             reason=ended.detail,
             tried=", ".join(connection.tried) or None,
+        )
+    elif ended.end in _REFUSALS:
+        log.limited(
+            "a client is not let in",
+            f"{connection.rule} {ended.end}",
+            rule=connection.rule,
+            failure=ended.end,
+            reason=ended.detail or None,
+            client=connection.client,
         )
     elif ended.end is End.LOOP:
         log.limited(

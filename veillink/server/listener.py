@@ -5,6 +5,7 @@ Rule: no error ends a listener, and at the connection limit nobody is accepted a
 
 import errno
 import select
+import time
 from typing import Any, Final
 
 from gevent.event import Event
@@ -77,8 +78,20 @@ class Listener(StreamServer):
         """Return whether there is no place left."""
         return self.binding.service.limiter.blocks(self)
 
+    def _must_pause(self) -> bool:
+        """Return whether the next client has to wait, for the rate at which the rule accepts; then go on in time."""
+        service = self.binding.service
+        if service.pace is None:
+            return False
+        pause = service.pause(time.monotonic())
+        if pause:
+            self._go_on_after(pause)
+        return pause > 0
+
     def do_read(self) -> Any:
         """Accept one client, or return ``None``."""
+        if self._must_pause():
+            return None
         listening: Any = self.socket
         try:
             fd, peer = listening._accept()
@@ -107,14 +120,20 @@ class Listener(StreamServer):
 
     def do_handle(self, *args: Any) -> None:
         """Give the client its greenlet."""
-        self.binding.service.limiter.acquire()
-        self.binding.service.shared.greenlets.start_soon(self.handle, (*args, self.binding))
+        service = self.binding.service
+        service.limiter.acquire()
+        if service.pace is not None:
+            service.take(time.monotonic())
+        service.shared.greenlets.start_soon(self.handle, (*args, self.binding))
 
     def _pause(self, error: OSError) -> None:
         log = self.binding.service.shared.log
         log.limited("cannot accept", str(self.listens_on), listen=self.listens_on, reason=error_name(error))
+        self._go_on_after(_ACCEPT_PAUSE)
+
+    def _go_on_after(self, seconds: float) -> None:
         self.stop_accepting()
-        self._timer = self.loop.timer(_ACCEPT_PAUSE)
+        self._timer = self.loop.timer(seconds)
         self._timer.start(self._resume)
 
     def _resume(self) -> None:

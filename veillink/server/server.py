@@ -162,7 +162,7 @@ class Server:
             self.division.among = workers
             self._set_room(len(self._listeners.wanted))
             for service in self._services.values():
-                service.limiter.wake()
+                service.divide()
 
     def lead(self) -> None:
         """Be the one that listens at UNIX sockets, which cannot be shared."""

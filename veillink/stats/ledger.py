@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Container, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from veillink.model import Address, End
 from veillink.stats.metrics import PLACES
@@ -45,6 +45,18 @@ class Chosen(Protocol):
         """Give its place up."""
 
 
+class Proxied(NamedTuple):
+    """A connection that somebody has passed on.
+
+    Args:
+        via: whose own address the connection has.
+        destination: where the client has connected to, if that was said.
+    """
+
+    via: Address
+    destination: Address | None
+
+
 class Scope(Protocol):
     """Where a connection is served."""
 
@@ -65,6 +77,7 @@ class Connection:
     """
 
     __slots__ = (
+        "accepted",
         "client",
         "connected",
         "inbound",
@@ -75,6 +88,7 @@ class Connection:
         "opened",
         "outbound",
         "passed",
+        "proxied",
         "rule",
         "scope",
         "target",
@@ -94,7 +108,8 @@ class Connection:
         self.rule = rule
         self.client = client
         self.listen = listen
-        self.opened = opened
+        self.opened = self.accepted = opened
+        """``accepted``: when its target began to be looked for, in monotonic seconds."""
         self.scope = scope
         self.target: Address | None = None
         self.member: Chosen | None = None
@@ -104,6 +119,8 @@ class Connection:
         """Its connection to the target, as the ledger's ``legs`` or ``unix_legs`` have it."""
         self.passed: tuple[Address, ...] = ()
         """Our own listeners that its bytes have come through before this one."""
+        self.proxied: Proxied | None = None
+        """What its PROXY header has said, in whose place ``client`` is."""
         self.inbound = Flow()
         self.outbound = Flow()
 
@@ -113,6 +130,7 @@ class Connection:
             "rule": self.rule,
             "id": self.number,
             "client": str(self.client),
+            **({"via": str(self.proxied.via)} if self.proxied else {}),
             "listen": str(self.listen),
             "target": str(self.target) if self.target else None,
             "tried": ", ".join(self.tried) or None,

@@ -1,0 +1,115 @@
+"""Who may come in: the PROXY header, the lists, and what one client may have.
+
+Rule: nothing reaches a target, and no connection to it is begun, before a client has passed all of it.
+"""
+
+import time
+
+from veillink.limits import Rate, client_key
+from veillink.model import End, Ended, RuleOptions, SendProxy
+from veillink.net.proxy_protocol import LIMIT, encode, encode_local, parse
+from veillink.net.stream import Stream
+from veillink.proxy.access import Access
+from veillink.proxy.client_limits import Client, ClientLimits
+from veillink.stats.ledger import Connection, Proxied
+
+_VERSIONS = {SendProxy.V1: 1, SendProxy.V2: 2}
+
+
+class Edge:
+    """What a form of a rule asks of who comes to it; ``None`` of it where it asks for nothing.
+
+    Args:
+        options: of the rule.
+        before: of its last form; what is known of clients is kept.
+        among: how many processes share the limits.
+    """
+
+    def __init__(self, options: RuleOptions, before: "Edge | None", among: int) -> None:
+        self._options = options
+        self._trusted = Access(options.accept_proxy.all) if options.accept_proxy else None
+        self._access: Access | None = None
+        if options.allow or options.deny:
+            self._access = Access(options.allow.all if options.allow else None, options.deny.all)
+        self._clients: ClientLimits = before._clients if before else ClientLimits(0, Rate())
+        self._counts = bool(options.max_connections_per_client or options.connection_rate_per_client)
+        self.divide(among)
+
+    def divide(self, among: int) -> None:
+        """Share the limits of each client with so many processes."""
+        most, rate = self._options.max_connections_per_client, self._options.connection_rate_per_client
+        own = Rate(rate.count, rate.period * among, rate.burst)
+        self._clients.change(-(-most // among), own, time.monotonic())
+
+    def admit(self, client: Stream, connection: Connection) -> Client | None:
+        """Let a client in, as who it is; what is returned has to be released.
+
+        Raises:
+            Ended: it may not come in.
+        """
+        if self._trusted is not None:
+            _read_header(client, connection, self._trusted, self._options.proxy_timeout)
+        host = connection.client.host
+        if self._access is not None and not self._access.allows(host):
+            raise Ended(End.DENIED)
+        if not self._counts:
+            return None
+        admitted = self._clients.admit(client_key(host), time.monotonic())
+        if admitted is None:
+            raise Ended(End.OVER_LIMIT)
+        return admitted
+
+    def release(self, admitted: Client) -> None:
+        """Note that a connection of a client's has ended."""
+        self._clients.release(admitted, time.monotonic())
+
+
+def build_edge(options: RuleOptions, before: Edge | None, among: int) -> Edge | None:
+    """Return what a rule asks of who comes to it, if it asks for anything; what is known of clients is kept."""
+    asks = options.accept_proxy or options.allow or options.deny
+    counts = options.max_connections_per_client or options.connection_rate_per_client
+    return Edge(options, before, among) if asks or counts or before else None
+
+
+def _read_header(client: Stream, connection: Connection, trusted: Access, timeout: float) -> None:
+    """Read the PROXY header, and let the connection have the ends that it names."""
+    if not trusted.allows(connection.client.host):
+        raise Ended(End.BAD_PROXY_HEADER, "not trusted")
+    try:
+        header = client.read_prefix(parse, LIMIT, connection.opened + timeout)
+    except EOFError as error:
+        if error.args[0]:
+            raise Ended(End.BAD_PROXY_HEADER, "not whole") from None
+        raise Ended(End.CLIENT_LEFT) from None  # a balancer's check
+    except TimeoutError:
+        raise Ended(End.BAD_PROXY_HEADER, "too late") from None
+    except OSError:
+        raise Ended(End.CLIENT_LEFT) from None
+    connection.accepted = time.monotonic()
+    if header.source is not None:
+        connection.proxied = Proxied(connection.client, header.destination)
+        connection.client = header.source
+
+
+def send_header(target: Stream, client: Stream, connection: Connection, which: SendProxy) -> None:
+    """Tell a target who its client is.
+
+    Raises:
+        Ended: it has gone already.
+    """
+    destination = connection.proxied.destination if connection.proxied else None
+    header = encode(_VERSIONS[which], connection.client, destination or client.transport.own_address())
+    try:
+        target.sendall(memoryview(header))
+    except OSError as error:
+        raise Ended(End.TARGET_RESET, error.strerror or "") from None
+
+
+def send_own_header(target: Stream, which: SendProxy) -> None:
+    """Tell a target that a connection is our own.
+
+    Raises:
+        OSError: it has gone already.
+    """
+    transport = target.transport
+    target.sendall(memoryview(encode_local(_VERSIONS[which], transport.own_address(), transport.peer_address())))
