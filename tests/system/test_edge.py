@@ -316,6 +316,9 @@ def test_at_the_start_a_rule_with_a_bad_list_does_not_listen_until_it_is_mended(
         veillink.wait_for_line("reloaded")
         with socket.create_connection((HOST, other)) as client:
             assert is_reset(client)
+        lines = veillink.config.read_text().splitlines(keepends=True)
+        veillink.config.write_text("".join(line for line in lines if str(other) not in line))
+        assert '"removed": 1' in veillink.wait_for_line('"removed": 1')
 
 
 # --- how much ---------------------------------------------------------------------------------------------------------
