@@ -235,7 +235,8 @@ def test_bulk_arrives_whole_whichever_way_it_goes(pipes: Lending, quick: None, c
     assert received[1] == data
     assert connection.moved == (len(data), len(data))
     assert (pipes.lent > 0) is pipes.expected
-    eventually(lambda: open_files() == before + 2)  # the far ends: the ticker has closed what nobody wants any more
+    # The far ends: the ticker has closed what nobody wants any more, and what the test before this one had left.
+    eventually(lambda: open_files() <= before + 2)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.EINVAL, errno.EPERM, errno.EOPNOTSUPP])
