@@ -2,7 +2,7 @@
 
 import pytest
 
-from veillink.limits import ClientKey, Network, Rate, client_key, ip_number
+from veillink.limits import ByteRate, ClientKey, Network, Per, Rate, client_key, ip_number
 
 
 @pytest.mark.parametrize(
@@ -58,4 +58,6 @@ def test_a_rate_has_room_for_what_a_second_brings_and_at_least_one(rate: Rate, r
 
 def test_nothing_is_off() -> None:
     assert not Rate()
+    assert not ByteRate()
     assert Rate(1)
+    assert ByteRate(1, Per.CLIENT)

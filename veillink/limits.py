@@ -1,12 +1,14 @@
 """The nouns of who may come in, and how much: networks and rates, as rules have them, and what a client is."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final, NamedTuple
 
 _UNIX: Final = "unix:"
 _BITS: Final = {4: 32, 6: 128}
 _PERIODS: Final = {1: "s", 60: "m", 3600: "h"}
+_UNITS: Final = ((1 << 30, "G"), (1 << 20, "M"), (1 << 10, "K"))
 
 ClientKey = str | int
 """What a client is to its limits: an IPv4 address, the first 64 bits of an IPv6 one, or ``unix:``."""
@@ -119,3 +121,32 @@ class Rate:
     def room(self) -> float:
         """How many at once after silence."""
         return self.burst or max(1.0, self.count / self.period)
+
+
+class Per(StrEnum):
+    """Who shares a bandwidth."""
+
+    RULE = "rule"
+    CONNECTION = "connection"
+    CLIENT = "client"
+
+
+@dataclass(frozen=True, slots=True)
+class ByteRate:
+    """A bandwidth; 0 is off.
+
+    Args:
+        bytes_per_second: how much.
+        per: who shares it.
+    """
+
+    bytes_per_second: int = 0
+    per: Per = Per.RULE
+
+    def __bool__(self) -> bool:
+        return self.bytes_per_second > 0
+
+    def __str__(self) -> str:
+        size, unit = next(((size, unit) for size, unit in _UNITS if not self.bytes_per_second % size), (1, ""))
+        shown = f"{self.bytes_per_second // size}{unit}" if self else "0"
+        return shown if self.per is Per.RULE else f"{shown}/{self.per}"

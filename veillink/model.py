@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, NamedTuple
 
-from veillink.limits import Networks, Rate
+from veillink.limits import ByteRate, Networks, Rate
 
 
 class End(StrEnum):
@@ -58,6 +58,7 @@ class StartupError(Exception):
 _UNIX: Final = "unix:"
 _NO_NETWORKS: Final = Networks()
 _NO_RATE: Final = Rate()
+_NO_BYTE_RATE: Final = ByteRate()
 
 
 class Address(NamedTuple):
@@ -157,6 +158,8 @@ class RuleOptions:
         max_connections_per_client: the most at a time; 0 is no limit.
         connection_rate: at which clients are accepted; others wait.
         connection_rate_per_client: at which one client is served; one more is reset.
+        upload_rate: at which bytes of clients go to the targets.
+        download_rate: at which bytes of the targets go to clients.
     """
 
     connect_timeout: float = 5.0
@@ -185,6 +188,8 @@ class RuleOptions:
     max_connections_per_client: int = 0
     connection_rate: Rate = _NO_RATE
     connection_rate_per_client: Rate = _NO_RATE
+    upload_rate: ByteRate = _NO_BYTE_RATE
+    download_rate: ByteRate = _NO_BYTE_RATE
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import pytest
 from veillink.cli import main
 from veillink.config.networks import parse_networks
 from veillink.config.settings import admin_settings, parser, unknown_variables
-from veillink.limits import EVERYBODY, Rate
+from veillink.limits import EVERYBODY, ByteRate, Per, Rate
 from veillink.model import Address, RuleOptions
 
 OPTIONS: list[tuple[str, str, str, Any]] = [
@@ -67,6 +67,13 @@ OPTIONS: list[tuple[str, str, str, Any]] = [
         "VEILLINK_CONNECTION_RATE_PER_CLIENT=5/s",
         "connection-rate-per-client = 5/s",
         Rate(5),
+    ),
+    ("--upload-rate=1M", "VEILLINK_UPLOAD_RATE=1M", "upload-rate = 1M", ByteRate(1 << 20)),
+    (
+        "--download-rate=1K/client",
+        "VEILLINK_DOWNLOAD_RATE=1K/client",
+        "download-rate = 1K/client",
+        ByteRate(1024, Per.CLIENT),
     ),
 ]
 

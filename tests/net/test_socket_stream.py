@@ -14,7 +14,7 @@ from tests.system.harness import HOST, read_exactly, read_to_eof, reset
 from veillink.model import Address, RuleOptions
 from veillink.net import listening
 from veillink.net import sockets as net
-from veillink.net.pipes import Pipe
+from veillink.net.pipes import PIPE_SIZE, Pipe
 from veillink.net.socket_stream import SocketStream
 
 OPTIONS = RuleOptions()
@@ -262,7 +262,7 @@ def test_bytes_go_through_a_pipe_however_little_fits_at_once(sockets: Sockets, p
     reader = gevent.spawn(read_exactly, far_sink, len(data))
     moved = 0
     source.wait_readable()
-    while count := source.splice_into(pipe):
+    while count := source.splice_into(pipe, PIPE_SIZE):
         moved += count
         assert pipe.held == count
         sink.splice_from(pipe)
@@ -275,7 +275,7 @@ def test_bytes_go_through_a_pipe_however_little_fits_at_once(sockets: Sockets, p
 def test_nothing_to_splice_is_told_and_no_end(sockets: Sockets, pipe: Pipe) -> None:
     stream, _ = sockets.pair()
     with pytest.raises(BlockingIOError):
-        stream.splice_into(pipe)
+        stream.splice_into(pipe, PIPE_SIZE)
     assert pipe.held == 0
 
 
@@ -283,7 +283,7 @@ def test_splicing_from_a_reset_connection_is_an_error(sockets: Sockets, pipe: Pi
     stream, peer = sockets.pair()
     reset(peer)
     with pytest.raises(ConnectionResetError):
-        stream.splice_into(pipe)
+        stream.splice_into(pipe, PIPE_SIZE)
 
 
 def test_splicing_to_a_peer_that_resets_is_an_error_and_the_pipe_knows_what_it_holds(
@@ -295,7 +295,7 @@ def test_splicing_to_a_peer_that_resets_is_an_error_and_the_pipe_knows_what_it_h
     while pipe.held < 50_000:
         source.wait_readable()
         held = pipe.held
-        pipe.held = held + source.splice_into(pipe)
+        pipe.held = held + source.splice_into(pipe, PIPE_SIZE)
     gevent.spawn_later(0.01, reset, far_sink)
     with pytest.raises(OSError, match=r"reset|pipe"):
         sink.splice_from(pipe)

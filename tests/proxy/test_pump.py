@@ -1,6 +1,7 @@
 """One direction: every byte in order, by whatever way."""
 
 import random
+import time
 from collections.abc import Callable
 
 import gevent
@@ -9,11 +10,13 @@ from gevent import socket
 
 from tests.sockets import Sockets, eventually
 from tests.system.harness import read_to_eof
+from veillink.limits import ByteRate
 from veillink.model import End, Ended
 from veillink.net.pipes import Pipes
 from veillink.net.socket_stream import SocketStream
 from veillink.net.ticker import Ticker
 from veillink.proxy.pump import Pump
+from veillink.proxy.shaping import Shaping
 from veillink.stats.ledger import Flow
 
 DATA = random.Random(1).randbytes(3 << 20)
@@ -93,3 +96,77 @@ def test_a_sink_that_is_gone_ends_this_direction_only(sockets: Sockets) -> None:
     gevent.spawn(sender.sendall, b"x" * 100_000)
     Pump(Pipes(1), Ticker()).run(source, sink, Flow(), End.CLIENT_RESET)
     assert sink.broken in ("EPIPE", "ECONNRESET")
+
+
+@pytest.mark.parametrize("wrap", [lambda stream: stream, Opaque], ids=["plain", "opaque"])
+@pytest.mark.parametrize("pipes", [0, 1])
+@pytest.mark.parametrize("rate", [4 << 20, 100 << 20])
+def test_limited_bytes_arrive_in_order_and_in_time(
+    rate: int, pipes: int, wrap: Callable[[SocketStream], SocketStream], sockets: Sockets
+) -> None:
+    source, sender = sockets.pair()
+    sink, reader = sockets.pair()
+    flow = Flow()
+    flow.limit = Shaping(ByteRate(rate)).join("a", time.monotonic())
+    gevent.spawn(finish_with, sender, DATA)
+    received = gevent.spawn(read_to_eof, reader)
+    started = time.monotonic()
+    Pump(Pipes(pipes), Ticker()).run(wrap(source), sink, flow, End.CLIENT_RESET)
+    assert time.monotonic() - started > 0.9 * len(DATA) / rate - 0.05
+    sink.send_eof()
+    assert received.get() == DATA
+    assert flow.bytes == len(DATA)
+
+
+@pytest.mark.parametrize("pipes", [0, 1])
+def test_a_limit_may_come_change_and_go_while_bytes_move(pipes: int, sockets: Sockets) -> None:
+    source, sender = sockets.pair()
+    sink, reader = sockets.pair()
+    flow, rounds, goes_on = Flow(), [0], [True]
+
+    def send() -> None:
+        while goes_on[0]:
+            sender.sendall(DATA)
+            rounds[0] += 1
+        sender.shutdown(socket.SHUT_WR)
+
+    gevent.spawn(send)
+    received = gevent.spawn(read_to_eof, reader)
+    pump = gevent.spawn(Pump(Pipes(pipes), Ticker()).run, source, sink, flow, End.CLIENT_RESET)
+    limits = [Shaping(ByteRate(rate)).join("a", time.monotonic()) for rate in (64 << 10, 8 << 20)]
+    for limit in (None, limits[0], limits[1], None, limits[0], None):
+        flow.limit = limit
+        seen = flow.bytes + (30 << 10)
+        while flow.bytes < seen:
+            gevent.sleep(0.001)
+    goes_on[0] = False
+    pump.get()
+    sink.send_eof()
+    assert received.get() == rounds[0] * DATA
+
+
+def test_a_turn_is_taken_for_what_waits_and_what_is_left_of_it_is_given_back(sockets: Sockets) -> None:
+    source, sender = sockets.pair()
+    sink, reader = sockets.pair()
+    flow, shaping = Flow(), Shaping(ByteRate(1 << 20))
+    flow.limit = shaping.join("a", time.monotonic())
+    other = shaping.join("a", time.monotonic())
+    pump = gevent.spawn(Pump(Pipes(1), Ticker()).run, source, sink, flow, End.CLIENT_RESET)
+    for _ in range(20):
+        sender.sendall(b"ping")
+        assert reader.recv(4) == b"ping"
+    assert not flow.limit.waits
+    assert other.take(time.monotonic(), 1 << 20)[0] > 0
+    pump.kill()
+
+
+def test_a_limited_source_that_is_lost_ends_the_connection_with_the_given_end(sockets: Sockets) -> None:
+    source, sender = sockets.pair()
+    sink, _ = sockets.pair()
+    flow = Flow()
+    flow.limit = Shaping(ByteRate(1 << 20)).join("a", time.monotonic())
+    sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    sender.close()
+    with pytest.raises(Ended) as caught:
+        Pump(Pipes(1), Ticker()).run(source, sink, flow, End.TARGET_RESET)
+    assert (caught.value.end, caught.value.detail) == (End.TARGET_RESET, "ECONNRESET")

@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Any, Final, Literal, TypeVar
 
 from veillink.config.networks import format_trusted, parse_networks, parse_trusted
-from veillink.config.rates import parse_rate
+from veillink.config.rates import parse_byte_rate, parse_rate
 from veillink.config.values import number, parse_duration
 from veillink.model import Balance, Health, OnDown, SendProxy
 from veillink.text import quoted
@@ -189,5 +189,9 @@ OPTIONS: Final = (
            "accept so many, as 100/s, 6/m or 9/s:20; others wait; 0 is off"),
     Option("connection_rate_per_client", parse_rate, str, "rule", "clients", "0",
            "serve one client so often, as 5/s; more are reset; 0 is off"),
+    Option("upload_rate", parse_byte_rate, str, "rule", "clients", "0",
+           "bytes a second from clients: 1M, 1M/connection, 1M/client; 0 is off"),
+    Option("download_rate", parse_byte_rate, str, "rule", "clients", "0",
+           "bytes a second to clients: 1M, 1M/connection, 1M/client; 0 is off"),
 )
 # fmt: on

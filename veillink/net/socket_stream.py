@@ -18,7 +18,7 @@ from gevent.hub import get_hub, getcurrent
 
 from veillink.model import Address
 from veillink.net.peer_watch import PeerWatch
-from veillink.net.pipes import PIPE_SIZE, Pipe
+from veillink.net.pipes import Pipe
 from veillink.net.sockets import readable, set_keepalive
 
 _Value = TypeVar("_Value")
@@ -164,12 +164,14 @@ class SocketStream:
             rest = rest[self.send(rest) :]
 
     def wait_readable(self) -> None:
-        """Wait until there is something to read, or the peer has finished."""
-        _wait(self._reader)
+        """Wait until there is something to read; see ``Stream``."""
+        if not self._unread:
+            _wait(self._reader)
+            self._read_dry = False
 
-    def splice_into(self, pipe: Pipe) -> int:
-        """Fill an empty pipe; see ``Spliceable``."""
-        pipe.held = os.splice(self._fd, pipe.entry, PIPE_SIZE, flags=_SPLICE_FLAGS)
+    def splice_into(self, pipe: Pipe, most: int) -> int:
+        """Move waiting bytes into an empty pipe; see ``Spliceable``."""
+        pipe.held = os.splice(self._fd, pipe.entry, most, flags=_SPLICE_FLAGS)
         return pipe.held
 
     def splice_from(self, pipe: Pipe) -> None:

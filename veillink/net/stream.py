@@ -69,6 +69,9 @@ class Stream(Protocol):
     def stop_reading(self) -> None:
         """Let this greenlet wait for something else."""
 
+    def wait_readable(self) -> None:
+        """Wait until there is something to read, or the peer has finished. This greenlet has stopped reading."""
+
     @property
     def waits_to_read(self) -> bool:
         """Whether a greenlet waits for something to read, seen from the hub."""
@@ -133,11 +136,8 @@ class Stream(Protocol):
 class Spliceable(Stream, Protocol):
     """A stream that can be an end of splice(2), which moves bytes without showing them to anybody."""
 
-    def wait_readable(self) -> None:
-        """Wait until there is something to read, or the peer has finished."""
-
-    def splice_into(self, pipe: Pipe) -> int:
-        """Move waiting bytes into an empty pipe and return how many.
+    def splice_into(self, pipe: Pipe, most: int) -> int:
+        """Move waiting bytes into an empty pipe and return how many, at most so many.
 
         Where urgent data is next, the kernel says 0 or EAGAIN: neither means that the peer has finished.
 

@@ -1,24 +1,29 @@
-"""Move bytes in one direction until its source has finished, through a buffer or past Python.
+"""Move bytes in one direction until its source has finished, through a buffer or past Python, as fast as it may.
 
 Rule: bytes arrive in order, each once. A sink that is gone ends this direction only: what it sent before it went may
 still be unread, and is delivered by the other one, which then finds the end (the failed send has eaten the error: it
 looks like a FIN there).
 """
 
+import time
 from typing import Final
 
 import gevent
 
 from veillink.model import End, Ended
-from veillink.net.pipes import Pipe, Pipes
+from veillink.net.pipes import PIPE_SIZE, Pipe, Pipes
 from veillink.net.sockets import error_name
 from veillink.net.stream import Spliceable, Stream
 from veillink.net.ticker import Ticker
-from veillink.stats.ledger import Flow
+from veillink.stats.ledger import ByteLimit, Flow
 
 _BUFFER_SIZE: Final = 64 * 1024
 # So many full reads in a row make a stream bulk: from then on it is worth a pipe.
 _BULK_READS: Final = 3
+# Who has so many waiting has more to come soon.
+_BULK: Final = 16 * 1024
+# A limit that is taken away wakes nobody.
+_LONGEST_WAIT: Final = 1.0
 
 
 class Pump:
@@ -50,7 +55,10 @@ class Pump:
         """
         while self._copy(source, sink, flow, lost):
             raw_source, raw_sink = source.raw(), sink.raw()
-            if raw_source is None or raw_sink is None:
+            if flow.limit is not None:
+                if not self._take_turns(source, sink, flow, flow.limit, lost):
+                    break
+            elif raw_source is None or raw_sink is None:
                 gevent.sleep(0)  # two that are always ready would never let anybody have a turn
             elif not self._splice(raw_source, raw_sink, flow, lost):
                 break
@@ -58,13 +66,13 @@ class Pump:
             raise Ended(lost, source.broken)
 
     def _copy(self, source: Stream, sink: Stream, flow: Flow, lost: End) -> bool:
-        """Move bytes through the buffer; return whether the stream has proved to be bulk, else the direction is over.
+        """Move bytes through the buffer; return whether it has proved to be bulk or is limited now, else it is over.
 
         Two frames for each chunk (one to read it, one to write it): with five, a request cost a third more.
         """
         full_reads = 0
         try:
-            while full_reads < _BULK_READS and not sink.broken:
+            while full_reads < _BULK_READS and flow.limit is None and not sink.broken:
                 try:
                     count = source.recv_into(self._buffer)
                 except OSError as error:
@@ -91,28 +99,80 @@ class Pump:
         first each time: two sockets that are always ready would else never let anybody have a turn.
         """
         count = _BUFFER_SIZE
-        while count >= _BUFFER_SIZE and not sink.broken:
+        while count >= _BUFFER_SIZE and flow.limit is None and not sink.broken:
             source.wait_readable()
-            pipe = self._pipes.take()
-            if pipe is None:
-                return True
-            self._ticker.watch(self._pipes)  # which closes them when bulk is over
-            try:
-                count = source.splice_into(pipe)
-                flow.bytes += count
-                sink.splice_from(pipe)
-            except BlockingIOError:  # like a count of 0: the end, or urgent data in the way; only a read can tell
-                return True
-            except OSError as error:
-                if self._pipes.refused(error):
-                    self._empty(pipe, sink)
-                    return True
-                if not pipe.held:
-                    raise Ended(lost, error_name(error)) from None
-                sink.broken = error_name(error)
-            finally:
-                self._pipes.give(pipe)
+            count = self._splice_once(source, sink, flow, lost, PIPE_SIZE)
         return not sink.broken
+
+    def _splice_once(self, source: Spliceable, sink: Spliceable, flow: Flow, lost: End, most: int) -> int:
+        """Move what waits, up to ``most`` bytes; 0 is the end, or urgent data in the way: only a read can tell."""
+        pipe = self._pipes.take()
+        if pipe is None:
+            return 0
+        self._ticker.watch(self._pipes)  # which closes them when bulk is over
+        count = 0
+        try:
+            count = source.splice_into(pipe, most)
+            flow.bytes += count
+            sink.splice_from(pipe)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            if self._pipes.refused(error):
+                self._empty(pipe, sink)
+                return count
+            if not pipe.held:
+                raise Ended(lost, error_name(error)) from None
+            sink.broken = error_name(error)
+        finally:
+            self._pipes.give(pipe)
+        return count
+
+    def _take_turns(self, source: Stream, sink: Stream, flow: Flow, limit: ByteLimit, lost: End) -> bool:
+        """Move bytes as a limit allows; return whether the stream goes on, under another limit or none.
+
+        A turn is as long as the last one had use for, and up to twice as long: so bulk streams come to use the same,
+        whatever their windows are, and slow readers do not hold what others could have.
+        """
+        wanted = _BUFFER_SIZE
+        while flow.limit is limit and not sink.broken:
+            source.wait_readable()
+            allowed, until = _wait_for_turn(flow, limit, wanted)
+            used, count = 0, _BUFFER_SIZE
+            while used < allowed and count >= _BULK and flow.limit is limit and not sink.broken:
+                if used:
+                    source.wait_readable()
+                    if time.monotonic() >= until:
+                        break
+                count = self._move(source, sink, flow, lost, allowed - used)
+                if not count:
+                    return False
+                used += count
+            limit.give_back(allowed - used)
+            wanted = max(_BUFFER_SIZE, min(PIPE_SIZE, 2 * used))
+        return not sink.broken
+
+    def _move(self, source: Stream, sink: Stream, flow: Flow, lost: End, most: int) -> int:
+        """Move what waits, up to ``most`` bytes, and return how many these were; 0 is the end."""
+        raw_source, raw_sink = source.raw(), sink.raw()
+        count = 0
+        if most > _BUFFER_SIZE and raw_source is not None and raw_sink is not None:
+            count = self._splice_once(raw_source, raw_sink, flow, lost, most)
+        if not count:
+            try:
+                count = source.recv_into(self._buffer[:most])
+            except OSError as error:
+                raise Ended(lost, error_name(error)) from None
+            finally:
+                source.stop_reading()
+            flow.bytes += count
+            try:
+                sent = sink.send(self._buffer[:count])
+                if sent < count:
+                    sink.sendall(self._buffer[sent:count])
+            except OSError as error:
+                sink.broken = error_name(error)
+        return count
 
     @staticmethod
     def _empty(pipe: Pipe, sink: Stream) -> None:
@@ -121,3 +181,14 @@ class Pump:
             sink.sendall(memoryview(pipe.drain()))
         except OSError as error:
             sink.broken = error_name(error)
+
+
+def _wait_for_turn(flow: Flow, limit: ByteLimit, wanted: int) -> tuple[int, float]:
+    """Return how many bytes may be moved, and until when, once it is their turn; none under another limit."""
+    while flow.limit is limit:
+        now = time.monotonic()
+        allowed, seconds = limit.take(now, wanted)
+        if allowed:
+            return allowed, now + seconds
+        gevent.sleep(min(seconds, _LONGEST_WAIT))
+    return 0, 0.0

@@ -252,7 +252,7 @@ class Relay:
             now: monotonic seconds. With every call it learns from the byte counts when something moved last.
         """
         moved = self._connection.inbound.bytes + self._connection.outbound.bytes
-        if moved != self._moved:
+        if moved != self._moved or self._waits_for_turn():
             self._moved, self._moved_at, self._unacked = moved, now, _UNKNOWN
         if lifetime_is_over(self._options, self._connection.opened, now):
             return Ended(End.MAX_LIFETIME)
@@ -266,6 +266,10 @@ class Relay:
             reset_at, end = self._reset
             return Ended(end, "ECONNRESET") if is_flushed(reset_at, self._moved_at, now) else None
         return Ended(end) if now - self._moved_at >= limit else None
+
+    def _waits_for_turn(self) -> bool:
+        """Whether bytes wait because of a rate: that is not silence."""
+        return any(flow.limit.waits for flow in (self._connection.inbound, self._connection.outbound) if flow.limit)
 
     def _heed_delivery(self, now: float) -> None:
         """A slow reader is not silence: what was read long ago may still be on its way from the kernel to the peer."""

@@ -5,12 +5,14 @@ Rule: a service is built whole before it is used, and a connection keeps the one
 
 import math
 import random
+import time
 from dataclasses import dataclass
 from functools import partial
 
 from veillink.limits import Rate
 from veillink.log import Log
 from veillink.model import End, Ended, Health, OnDown, Rule
+from veillink.proxy.bandwidth import Bandwidth
 from veillink.proxy.client_limits import Bucket
 from veillink.proxy.edge import Edge, build_edge
 from veillink.proxy.health import Probes
@@ -32,6 +34,7 @@ class Service:
         shared: what it has in common with the others.
         edge: what it asks of who comes, if anything.
         pace: the account of the rate at which it accepts, if that has a limit.
+        bandwidth: the rates at which its bytes may move, if it has or had any.
         probes: of its targets, where it asks for them.
     """
 
@@ -41,6 +44,7 @@ class Service:
     shared: Shared
     edge: Edge | None = None
     pace: Bucket | None = None
+    bandwidth: Bandwidth | None = None
     probes: Probes | None = None
 
     @classmethod
@@ -63,12 +67,22 @@ class Service:
             probes = Probes(upstream, rule.options, shared.probing, random.random)
         edge = build_edge(rule.options, before.edge if before else None, limiter.among)
         pace = (before.pace if before else None) or (Bucket() if rule.options.connection_rate else None)
-        return cls(rule, upstream, limiter, shared, edge, pace, probes)
+        bandwidth = before.bandwidth if before else None
+        if bandwidth is None and (rule.options.upload_rate or rule.options.download_rate):
+            bandwidth = Bandwidth()
+        return cls(rule, upstream, limiter, shared, edge, pace, bandwidth, probes)
 
     def divide(self) -> None:
         """Heed among how many processes limits are divided now."""
         if self.edge is not None:
             self.edge.divide(self.limiter.among)
+        self.begin()
+
+    def begin(self) -> None:
+        """Serve from now on: have its connections heed its limits, and wake who waits for them."""
+        if self.bandwidth is not None:
+            live = (each for each in self.shared.ledger.live.values() if each.rule == self.rule.name)
+            self.bandwidth.change(self.rule.options, self.limiter.among, live, time.monotonic())
         self.limiter.wake()
 
     def pause(self, now: float) -> float:

@@ -14,6 +14,7 @@ from veillink.log import Log
 from veillink.model import CONNECT_FAILURES, Address, End, Ended, SendProxy
 from veillink.net.socket_stream import SocketStream
 from veillink.net.stream import Stream
+from veillink.proxy.bandwidth import leave_bandwidth
 from veillink.proxy.client_limits import Client
 from veillink.proxy.connect import connect
 from veillink.proxy.edge import send_header
@@ -79,6 +80,8 @@ def serve(sock: _socket.socket, peer: Address, listen: Address, binding: Binding
             send_header(target, client, connection, member.send_proxy)
         add_leg(target, connection, shared.ledger)
         trial = begin_trial(member, upstream, shared.ticker) if member.failing else None
+        if service.bandwidth is not None:
+            service.bandwidth.begin(connection, time.monotonic())
         Relay(client, target, connection, service.rule.options, shared).run()
         end = End.CLOSED
     except Ended as ended:
@@ -96,6 +99,8 @@ def serve(sock: _socket.socket, peer: Address, listen: Address, binding: Binding
             member.leave()
         if admitted is not None and service.edge is not None:
             service.edge.release(admitted)
+        if connection.inbound.limit or connection.outbound.limit:
+            leave_bandwidth(connection, time.monotonic())
         _close(connection, end, shared)
 
 

@@ -154,7 +154,7 @@ class Server:
             if self._services.get(key) is not service:
                 service.stop_probes()
         for service in unhurried(self._services.values()):
-            service.limiter.wake()
+            service.begin()
 
     def set_worker_count(self, workers: int) -> None:
         """Be one of so many: each limit is divided among them, but everyone may hold one connection."""

@@ -23,17 +23,35 @@ _DURATION_BOUNDS: Final = (0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0, 3600.0, 
 Leg = tuple[str, int] | str
 
 
+class ByteLimit(Protocol):
+    """How many bytes may be moved when."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether bytes wait for their turn."""
+
+    def take(self, now: float, wanted: int) -> tuple[int, float]:
+        """Return how many bytes may be moved within the seconds from now, or 0 and those after which to ask again."""
+
+    def give_back(self, unused: int) -> None:
+        """Give back bytes of the last that were allowed."""
+
+    def leave(self, now: float) -> None:
+        """Give up its part."""
+
+
 class Flow:
     """One direction of a connection.
 
-    ``bytes``: forwarded so far. ``done``: its source has finished.
+    ``bytes``: forwarded so far. ``done``: its source has finished. ``limit``: what it has to heed, from now on.
     """
 
-    __slots__ = ("bytes", "done")
+    __slots__ = ("bytes", "done", "limit")
 
     def __init__(self) -> None:
         self.bytes = 0
         self.done = False
+        self.limit: ByteLimit | None = None
 
 
 class Chosen(Protocol):

@@ -1,0 +1,76 @@
+"""The rates at which a rule's bytes may move, up and down, from reload to reload.
+
+Rule: a rule without rates has none of it; connections that are there already heed a change of it at once.
+"""
+
+from collections.abc import Iterable, Iterator
+
+from veillink.limits import ByteRate, Per, client_key
+from veillink.model import RuleOptions
+from veillink.proxy.shaping import Shaping
+from veillink.stats.ledger import Connection, Flow
+
+
+class Bandwidth:
+    """What limits the bytes of a rule's connections."""
+
+    def __init__(self) -> None:
+        self._upload: Shaping | None = None
+        self._download: Shaping | None = None
+
+    def change(self, options: RuleOptions, among: int, live: Iterable[Connection], now: float) -> None:
+        """Go on with other rates.
+
+        Args:
+            options: of the rule.
+            among: how many processes share its rates.
+            live: the connections that the rule has.
+            now: monotonic seconds.
+        """
+        upload, download = _divided(options.upload_rate, among), _divided(options.download_rate, among)
+        before = self._upload, self._download
+        self._upload, self._download = _changed(self._upload, upload), _changed(self._download, download)
+        if before != (self._upload, self._download):
+            for connection in live:
+                for flow, shaping in self._flows(connection):
+                    if shaping is None:
+                        _leave(flow, now)
+                self.begin(connection, now)
+
+    def begin(self, connection: Connection, now: float) -> None:
+        """Have a connection heed the rates, at ``now`` (monotonic seconds), if it does not yet."""
+        for flow, shaping in self._flows(connection):
+            if shaping is not None and flow.limit is None:
+                flow.limit = shaping.join(client_key(connection.client.host), now)
+
+    def _flows(self, connection: Connection) -> Iterator[tuple[Flow, Shaping | None]]:
+        yield connection.inbound, self._upload
+        yield connection.outbound, self._download
+
+
+def leave_bandwidth(connection: Connection, now: float) -> None:
+    """Have a connection heed no rate any more, from ``now`` (monotonic seconds)."""
+    for flow in (connection.inbound, connection.outbound):
+        _leave(flow, now)
+
+
+def _leave(flow: Flow, now: float) -> None:
+    limit, flow.limit = flow.limit, None
+    if limit is not None:
+        limit.leave(now)
+
+
+def _divided(rate: ByteRate, among: int) -> ByteRate:
+    if not rate or rate.per is Per.CONNECTION:
+        return rate
+    return ByteRate(max(1, rate.bytes_per_second // among), rate.per)
+
+
+def _changed(shaping: Shaping | None, rate: ByteRate) -> Shaping | None:
+    """Return what limits by that rate: what has done so before, as long as there was a rate."""
+    if not rate:
+        return None
+    if shaping is None:
+        return Shaping(rate)
+    shaping.change(rate)
+    return shaping
