@@ -168,7 +168,7 @@ def test_what_is_given_back_can_be_had_again() -> None:
     flow = Shaping(ByteRate(MIB)).join("a", START)
     moved = 0
     for _ in range(1000):
-        count, wait = flow.take(START, 64 * 1024)
+        count, _ = flow.take(START, 64 * 1024)
         if not count:
             break
         flow.give_back(count - 100)

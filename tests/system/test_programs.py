@@ -292,3 +292,18 @@ def test_iperf3_sends_both_ways_at_once(through: Through) -> None:
         print(direction, f"{received['bits_per_second'] / 1e9:.1f} Gbit/s", sent.get("retransmits"), "retransmits")
         assert 10 * MIB < received["bytes"] <= sent["bytes"]
     assert len(veillink.access(5)) == 5
+
+
+@pytest.mark.parametrize(("rate", "in_all"), [("8M", 8), ("8M/client", 8), ("2M/connection", 8)])
+def test_parallel_downloads_have_the_rate_together_or_each(rate: str, in_all: int, start: Start) -> None:
+    iperf = program("iperf3", "iperf3")
+    port = free_port()
+    veillink = start(f"{HOST}:{{port}},{HOST},{port},download_rate={rate}\n")
+    with serving(port, iperf, "--server", "--one-off", "--bind", HOST, "--port", str(port)):
+        options = ("--reverse", "--time", "2", "--omit", "1", "--parallel", "4", "--json")
+        report = json.loads(output(iperf, "--client", HOST, "--port", str(veillink.port), *options))
+    got = report["end"]["sum_received"]["bits_per_second"] / 8
+    print(
+        rate, f"{got / MIB:.2f} MiB/s", [f"{each['receiver']['bytes'] / MIB:.1f}" for each in report["end"]["streams"]]
+    )
+    assert got == pytest.approx(in_all * MIB, rel=0.05)
