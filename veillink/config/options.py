@@ -111,7 +111,7 @@ class Option:
         parse: from the value's text; raises ValueError with a message for the operator.
         format: a value as text that means the same.
         scope: whether it belongs to the rule or to the row's target.
-        group: what it is about, for the manual and the command line.
+        group: what it is about, for the manual.
         default: the text of the value it has where no row gives it.
         help: one line for the manual and the command line.
         on_command_line: whether the command line may set it for all rules.
@@ -121,7 +121,7 @@ class Option:
     parse: Callable[[str], object]
     format: Callable[[Any], str]
     scope: Literal["rule", "target"]
-    group: Literal["name", "targets", "times", "listener", "health", "clients"]
+    group: Literal["listener", "targets", "times", "health", "clients"]
     default: str
     help: str
     on_command_line: bool = True
@@ -129,7 +129,7 @@ class Option:
 
 # fmt: off
 OPTIONS: Final = (
-    Option("name", _label, str, "rule", "name", "",
+    Option("name", _label, str, "rule", "listener", "",
            "label in logs, metrics and on the page; else the listen cell", on_command_line=False),
     Option("weight", number(0, 1000), str, "target", "targets", "1",
            "the target's share of new connections, 0 to 1000; 0 takes none", on_command_line=False),
