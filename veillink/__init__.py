@@ -9,7 +9,7 @@ The folders are the way of the data, and imports go down this list only::
     server/         rules become listeners: server, listeners, listener, fd_budget
     admin/          what is shown: status, exposition, pages, http, console
     proxy/          ONE CONNECTION: session (the story), service, edge, limiter, pool, connect, relay, pump, deadlines
-    config/         text in, rules out: settings, source, watch, rules, conflicts, lists, rows, options, values
+    config/         text in, rules out: settings, source, file_source, rules, conflicts, lists, rows, options, values
     net/            the kernel, one job each: stream, dial, resolver, listening, sockets, pipes, ticker, greenlets
     stats/          ledger (every connection's account), metrics (one table), snapshot (what is shown)
     log  text       lines that never block; escaping for people
@@ -18,7 +18,7 @@ The folders are the way of the data, and imports go down this list only::
 
 A connection: ``server.listener`` accepts, ``proxy.session`` tells its story, ``proxy.connect`` and ``net.dial`` find
 its target, ``proxy.relay`` moves its bytes, ``stats.ledger`` keeps its account.
-A change: ``config.watch`` sees it, ``rows`` and ``rules`` read it, ``RuleSet.diff`` compares, ``server.apply`` swaps.
+A change: ``config.source`` sees it, ``rows`` and ``rules`` read it, ``RuleSet.diff`` compares, ``server.apply`` swaps.
 """
 
 __version__ = "1.0.0"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from veillink.config.describe import describe
 from veillink.config.settings import admin_settings, defaults, parser, settings, unknown_variables
-from veillink.config.source import read_rules
+from veillink.config.source import open_source
 from veillink.daemon.process import run
 from veillink.log import opened
 from veillink.model import AdminSettings, RuleOptions, Settings
@@ -70,7 +70,7 @@ def _run(settings: Settings) -> int:
 
 
 def _check(path: str, defaults: RuleOptions) -> int:
-    rules, problems, notices = read_rules(path, defaults)
+    rules, problems, notices, _ = open_source(path, defaults).load()
     lines = [notice.at(path) for notice in notices]
     lines += [describe(rule) for rule in rules.rules] + [problem.at(path) for problem in problems]
     written = _write_stdout([*lines, f"{printable(path)}: {len(rules.rules)} rules, {len(problems)} problems"])

@@ -30,7 +30,7 @@ def lines_of(data: bytes) -> list[int]:
 def test_what_is_no_text_costs_its_line_only(sick: bytes, place: int) -> None:
     rows = [b"8080,host,80", b"8082,host,80"]
     rows.insert(place, sick)
-    found, (problem,), _ = parse(b"\r\n".join(rows))
+    found, (problem,), *_ = parse(b"\r\n".join(rows))
     assert (problem.line, problem.column) == (place + 1, 1)
     assert [rule.name for rule in found.rules] == ["8080", "8082"]
 
@@ -52,7 +52,7 @@ def test_a_byte_that_is_no_text_is_named() -> None:
     ids=["UTF-16 without a mark", "UTF-32", "gzip", "bytes"],
 )
 def test_what_is_no_text_at_all_is_no_rule(data: bytes) -> None:
-    found, problems, _ = parse(data)
+    found, problems, *_ = parse(data)
     assert not found.rules
     assert 1 <= len(problems) <= MAX_PROBLEMS
 
@@ -216,7 +216,7 @@ def test_a_line_may_say_what_separates_cells() -> None:
 @given(st.binary(), st.sampled_from([b"\xff\xfe", b"\xfe\xff", b"\xef\xbb\xbf", b"sep="]))
 @settings(max_examples=1000, deadline=None)
 def test_nothing_is_raised(data: bytes, start: bytes) -> None:
-    _, problems, notices = parse(start + data)
+    _, problems, notices, _ = parse(start + data)
     for remark in (*problems, *notices):
         assert remark.message.isascii()
         assert remark.message.isprintable()
@@ -225,5 +225,5 @@ def test_nothing_is_raised(data: bytes, start: bytes) -> None:
 @given(st.text('08abx;;;,\t:[]"#=\n\r é\0'))
 @settings(max_examples=1000, deadline=None)
 def test_nothing_is_raised_for_any_separator(text: str) -> None:
-    _, problems, notices = parse(text.encode("utf-16"))
+    _, problems, notices, _ = parse(text.encode("utf-16"))
     assert all(remark.message.isprintable() for remark in (*problems, *notices))

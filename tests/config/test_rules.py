@@ -20,7 +20,7 @@ from veillink.model import Address, Rule, RuleOptions, RuleSet, Target
 
 def good(text: str | bytes) -> tuple[Rule, ...]:
     """Return the rules of a text without problems."""
-    found, problems, _ = parse(text if isinstance(text, bytes) else text.encode())
+    found, problems, *_ = parse(text if isinstance(text, bytes) else text.encode())
     assert problems == ()
     return found.rules
 
@@ -137,7 +137,7 @@ rows = b"".join(b"%d,host,80\\n" % (n % 60000 + 1) for n in range(100_000))
 utf16 = b"\\xff\\xfe" + b"8\\0,\\0" * (MAX_FILE // 4 - 1)
 long = b"\\r\\n" * 65_000 + b"x," * 8_000_000
 for data in (rows, utf16, b"x" * MAX_FILE, b"\\n" * MAX_FILE, b"x" * (MAX_FILE + 1), long):
-    found, problems, _ = parse(data)
+    found, problems, *_ = parse(data)
     assert not found.rules
     assert len(problems) <= 1
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
@@ -149,7 +149,7 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 
 
 def test_a_wrong_file_does_not_list_problems_for_ever() -> None:
-    found, problems, _ = parse(b"7,host,80\n" + b"a,b,c,d,e\n" * 20_000 + b"8,host,80\n")
+    found, problems, *_ = parse(b"7,host,80\n" + b"a,b,c,d,e\n" * 20_000 + b"8,host,80\n")
     assert len(problems) == MAX_PROBLEMS
     assert problems[-1].message == "no more than 10000 problems are listed"
     assert [line_of(rule) for rule in found.rules] == [1, 20_002]
@@ -408,7 +408,7 @@ def test_host(cell: str, host: str, is_name: bool) -> None:
     ],
 )
 def test_not_a_host(cell: str) -> None:
-    found, (problem,), _ = parse(f"8080,{cell},80\n8081,host,80".encode())
+    found, (problem,), *_ = parse(f"8080,{cell},80\n8081,host,80".encode())
     assert (problem.line, problem.column) == (1, 2)
     assert problem.message.isascii()
     assert problem.message.isprintable()
@@ -647,13 +647,13 @@ def test_time_is_bounded(rows: list[str], problems: int) -> None:
 
 def check(data: bytes) -> None:
     """Check what holds for every input."""
-    found, problems, _ = parse(data)
+    found, problems, *_ = parse(data)
     assert list(problems) == sorted(problems)
     for problem in problems:
         assert problem.message.isascii()
         assert problem.message.isprintable()
         assert len(problem.message) < 900
-    assert parse(write(found)) == (found, (), ())
+    assert parse(write(found)) == Parsed(found)
 
 
 def write(found: RuleSet) -> bytes:
@@ -737,7 +737,7 @@ def rows(draw: st.DrawFn) -> str:
 @settings(max_examples=1000, deadline=None)
 def test_likely_rows(rows: list[str]) -> None:
     check("\n".join(rows).encode())
-    found, problems, _ = parse("\n".join(rows).encode())
+    found, problems, *_ = parse("\n".join(rows).encode())
     kept = sum(len(rule.targets) for rule in found.rules)
     assert kept + len({problem.line for problem in problems}) == len(rows)
 

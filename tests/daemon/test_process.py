@@ -18,7 +18,7 @@ from tests.sockets import Journal, Sockets, address_of, eventually
 from tests.system.harness import HOST, free_port, read_exactly, read_to_eof
 from tests.system.manager import Manager
 from veillink import log
-from veillink.config import watch as rules_watch
+from veillink.config import file_source, schedule
 from veillink.daemon import process as daemon
 from veillink.model import Address
 from veillink.net import listening
@@ -206,7 +206,7 @@ def test_told_to_stop_while_the_file_system_hangs_at_the_start_it_leaves_at_once
         asked.set()
         answers.wait()
 
-    monkeypatch.setattr(rules_watch, "signature", hanging)
+    monkeypatch.setattr(file_source, "signature", hanging)
     life = live(row(port, backend))
     eventually(asked.is_set)
     send(signal.SIGTERM)
@@ -225,7 +225,7 @@ def test_a_reload_that_breaks_is_refused_told_and_tried_again(
 ) -> None:
     manager = Manager(str(tmp_path / "notify"))
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-    monkeypatch.setattr(rules_watch, "_AGAIN", 0.2)
+    monkeypatch.setattr(schedule, "_AGAIN", 0.2)
     life = live(row(port, backend)).ready()
     apply = Server.apply
 

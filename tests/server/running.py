@@ -17,7 +17,7 @@ FD_LIMIT = 1000
 
 def rules(*rows: str) -> RuleSet:
     """Return the rules of these rows, which have no problem."""
-    parsed, problems, _ = parse("\n".join(rows).encode(), source="rules.csv")
+    parsed, problems, *_ = parse("\n".join(rows).encode(), source="rules.csv")
     assert not problems
     return parsed
 

@@ -126,11 +126,13 @@ class Parsed(NamedTuple):
         rules: of the rows without a problem.
         problems: all of them, in line order.
         notices: how the file was understood, in line order.
+        warnings: of where it stands; said once, at a start.
     """
 
     rules: RuleSet = RuleSet()
     problems: tuple[Problem, ...] = ()
     notices: tuple[Notice, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def parse(data: bytes, defaults: RuleOptions = _DEFAULTS, source: str = "") -> Parsed:

@@ -1,54 +1,46 @@
-"""Read the rules' file.
+"""Where rules come from: the seam that a process and its fleet know.
 
-Rule: nothing but a regular file is ever read, and one that cannot be read is a problem like any other.
+Rule: whatever is found there, the answer is rules and problems; nothing is raised.
 """
 
-import errno
-from typing import Final
+from collections.abc import Callable
+from typing import Protocol
 
-from veillink.config.assets import with_assets
-from veillink.config.files import read_regular
-from veillink.config.rows import MAX_FILE, Problem
-from veillink.config.rules import Parsed, parse
+from veillink.config.file_source import FileSource
+from veillink.config.rules import Parsed
 from veillink.model import RuleOptions
 
-# Errors that stay until the file or its path is another one, which is seen; any other may pass by itself.
-_LASTING: Final = frozenset(
-    (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO)
-)
+
+class Source(Protocol):
+    """Where rules come from."""
+
+    def load(self) -> Parsed:
+        """Read the rules, and wait for them. No loop is needed: a master has none."""
+
+    def follow(self, on_read: Callable[[Parsed], None], log: Callable[..., None], *, watch: bool) -> None:
+        """Begin to read the rules in the background: now, and again whenever it has to be.
+
+        Args:
+            on_read: gets what was read, each time.
+            log: gets level, message and fields of what is to be said meanwhile.
+            watch: whether to look for changes; without that they are read when it is asked for.
+        """
+
+    def refresh_soon(self) -> None:
+        """Read them once more, changed or not."""
+
+    def retry_later(self) -> None:
+        """Read them once more in a while: they could not be applied, and not for what is in them."""
+
+    def close(self) -> None:
+        """End that."""
 
 
-def read_rules(path: str, defaults: RuleOptions) -> Parsed:
-    """Read and parse the rules' file. A file that cannot be read is a problem like any other.
+def open_source(config: str, defaults: RuleOptions) -> Source:
+    """Return where the rules are that ``--config`` names.
 
     Args:
-        path: of a regular file of at most ``rows.MAX_FILE`` bytes.
-        defaults: for what the file leaves open.
+        config: path of a file.
+        defaults: for what the rules leave open.
     """
-    try:
-        return load(path, defaults)
-    except (OSError, ValueError) as error:
-        return unreadable(error)
-
-
-def load(path: str, defaults: RuleOptions) -> Parsed:
-    """Read and parse the rules' file.
-
-    Raises:
-        OSError: it cannot be read, or is not regular.
-        ValueError: the path holds a NUL.
-    """
-    found = with_assets(parse(read_regular(path, MAX_FILE + 1), defaults, path), path)
-    if not (found.rules.rules or found.problems):
-        return found._replace(problems=(Problem(0, 0, "has no rule"),))
-    return found
-
-
-def unreadable(error: Exception) -> Parsed:
-    """Return what a file says that cannot be read."""
-    return Parsed(problems=(Problem(0, 0, f"cannot be read: {getattr(error, 'strerror', None) or error}"),))
-
-
-def may_pass(error: Exception) -> bool:
-    """Return whether the same file may be read later, for all that is known."""
-    return not (isinstance(error, ValueError) or (isinstance(error, OSError) and error.errno in _LASTING))
+    return FileSource(config, defaults)

@@ -18,7 +18,8 @@ import gevent
 from veillink import __version__
 from veillink.admin.status import ProcessStatus, Shown
 from veillink.config.rows import Problem
-from veillink.config.watch import RulesWatch
+from veillink.config.rules import Parsed
+from veillink.config.source import open_source
 from veillink.daemon.admin_endpoint import AdminEndpoint
 from veillink.daemon.announcements import Announcements, summary
 from veillink.daemon.commands import SIGNALS, WORKER_SIGNALS, Command, CommandQueue, reap_orphans
@@ -121,9 +122,8 @@ class _Process:
         self._shown: Shown = self._status
         self._admin_endpoint = AdminEndpoint(settings.admin, self._fd_budget.admin, member, log)
         self._announcements = Announcements(settings, member, log)
-        self._file = RulesWatch(
-            settings.config, settings.defaults, watch=settings.watch, log=self._announcements.log_as_leader
-        )
+        self._source = open_source(settings.config, settings.defaults)
+        self._found = Parsed()
 
     def run(self, commands: CommandQueue, cut_on: Sequence[Command]) -> Outcome:
         """Start, serve, drain.
@@ -161,7 +161,12 @@ class _Process:
 
     def _read(self, commands: CommandQueue) -> bool:
         """Have the rules read, now and whenever they change; return whether that came before the order to stop."""
-        self._file.follow(lambda: commands.put(Command.READ))
+
+        def on_read(found: Parsed) -> None:
+            self._found = found
+            commands.put(Command.READ)
+
+        self._source.follow(on_read, self._announcements.log_as_leader, watch=self._settings.watch)
         others: list[Command] = []
         while (command := commands.get()) not in (Command.READ, Command.STOP, Command.CUT):
             others += [command] if command else []
@@ -178,14 +183,9 @@ class _Process:
         settings, server = self._settings, self._server
         if settings.admin is not None:
             self._status.measure()
-        for warning in settings.warnings:
+        rules, problems, notices, warnings = self._found
+        for warning in (*settings.warnings, *warnings):
             self._announcements.log_as_leader("warning", warning)
-        rules, problems, notices = self._file.found
-        if self._file.anybody_may_write:
-            path = printable(settings.config)
-            self._announcements.log_as_leader(
-                "warning", f"{path}: everybody on this host may change it; chmod o-w {path}"
-            )
         self._announcements.tell_remarks(problems, notices)
         if problems and settings.strict:
             raise StartupError(f"{settings.config} has problems and --strict was given")
@@ -217,7 +217,7 @@ class _Process:
         while (command := commands.get()) not in (Command.STOP, Command.CUT):
             try:
                 if command is Command.RELOAD:
-                    self._file.ask()
+                    self._source.refresh_soon()
                 elif command is Command.READ:
                     self._reload()
                 elif command is Command.DUMP:
@@ -270,7 +270,7 @@ class _Process:
 
     def _close(self) -> None:
         """Close the admin endpoint, which has been open to the end, and take our number away."""
-        self._file.close()
+        self._source.close()
         self._notifier.close()
         self._admin_endpoint.close()
         remove_pid(self._settings.pidfile)
@@ -298,19 +298,19 @@ class _Process:
             )
 
     def _reload(self) -> None:
-        """Apply the file as it was read, and say that it was done or why not; whatever fails is tried again."""
+        """Apply the rules as they were read, and say that it was done or why not; whatever fails is tried again."""
         self._notifier.reloading()
         try:
             refused = self._apply()
         except Exception as error:  # what runs goes on
             self._log.error("unforeseen error", traceback=traceback.format_exc())
             refused = self._refuse(f"{type(error).__name__}: {error}", ())
-            self._file.ask_again()
+            self._source.retry_later()
         self._notifier.ready(summary(self._server) + (f"; the last reload was refused: {refused}" if refused else ""))
 
     def _apply(self) -> str:
-        """Apply the file; with any problem in it, what runs goes on: a typo never takes a rule away. Return why not."""
-        rules, problems, notices = self._file.found
+        """Apply the rules; with a problem in them, what runs goes on: a typo takes no rule away. Return why not."""
+        rules, problems, notices, _ = self._found
         self._announcements.tell_remarks(problems, notices)
         if problems:
             return self._refuse(f"{printable(self._settings.config)} has problems", problems)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from gunicorn.app.base import BaseApplication
 
-from veillink.config.source import read_rules
+from veillink.config.source import open_source
 from veillink.daemon.pidfile import check_pid, remove_pid
 from veillink.daemon.process import LONGEST_CUT
 from veillink.daemon.supervisor import ServiceNotifier, inherited
@@ -88,7 +88,7 @@ def _check_listeners(settings: Settings, listening: Mapping[Address, socket.sock
     Raises:
         StartupError: they do.
     """
-    rules = read_rules(settings.config, settings.defaults).rules.rules
+    rules = open_source(settings.config, settings.defaults).load().rules.rules
     wanted = [address for rule in rules for address, _ in rule.listens()]
     if settings.admin is not None:
         wanted += settings.admin.addresses
