@@ -1,5 +1,6 @@
-"""A daemon's life in the test process."""
+"""A whole life of a process, in a greenlet of the test."""
 
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -8,13 +9,22 @@ from typing import Any
 import gevent
 from gevent import socket
 
-from tests.daemon.test_commands import send
 from tests.sockets import Journal, Sockets, address_of
 from tests.system.harness import HOST, read_exactly
 from veillink.daemon import process as daemon
 from veillink.model import Address, RuleOptions, Settings
 
-DEFAULT = RuleOptions()
+
+def send(number: signal.Signals) -> None:
+    os.kill(os.getpid(), number)
+
+
+def settings_of(path: Path, **settings: Any) -> Settings:
+    """Return what a process has to know that runs these rules; what is not given is as where nothing is asked for."""
+    whole: dict[str, Any] = {"strict": False, "watch": False, "drain_timeout": 5.0, "max_connections": 0}
+    whole |= {"relay": "auto", "workers": 0, "worker_timeout": 30.0, "pidfile": "", "admin": None}
+    whole |= {"log_format": "text", "log_level": "info", "access_log": True, "defaults": RuleOptions()}
+    return Settings(config=str(path), **whole | settings)
 
 
 class Life:
@@ -23,11 +33,7 @@ class Life:
     def __init__(self, path: Path, journal: Journal, **settings: Any) -> None:
         self.path = path
         self.journal = journal
-        whole: dict[str, Any] = {"strict": False, "watch": False, "drain_timeout": 5.0, "max_connections": 0}
-        whole |= {"relay": "auto", "workers": 0, "worker_timeout": 30.0, "pidfile": "", "admin": None}
-        whole |= {"log_format": "text", "log_level": "info", "access_log": True, "defaults": DEFAULT}
-        self._settings = Settings(config=str(path), **whole | settings)
-        self._greenlet = gevent.spawn(daemon.run, self._settings, journal.log)
+        self._greenlet = gevent.spawn(daemon.run, settings_of(path, **settings), journal.log)
 
     def ready(self) -> "Life":
         self.journal.wait_for("ready")

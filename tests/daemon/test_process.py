@@ -12,17 +12,13 @@ import gevent
 import pytest
 from gevent import socket
 
-from tests.daemon.life import Live, row, talk
-from tests.daemon.test_commands import send
+from tests.daemon.life import Live, row, send, talk
 from tests.sockets import Journal, Sockets, address_of, eventually
-from tests.system.harness import HOST, free_port, read_exactly, read_to_eof
-from tests.system.manager import Manager
-from veillink import log
-from veillink.config import file_source, schedule
+from tests.system.harness import HOST, read_exactly, read_to_eof
+from veillink.config import file_source
 from veillink.daemon import process as daemon
 from veillink.model import Address
 from veillink.net import listening
-from veillink.server.server import Server
 
 # --- a whole life ----------------------------------------------------------------------------------------------------
 
@@ -133,70 +129,6 @@ def test_too_few_descriptors_for_one_connection_are_told(
     assert "36 file descriptors are needed" in journal.finish()[-1]["message"]
 
 
-def test_a_bad_row_is_reported_and_the_others_run(
-    live: Live, sockets: Sockets, port: int, backend: socket.socket, journal: Journal
-) -> None:
-    life = live("1,db,70000\n" + row(port, backend)).ready()
-    talk(sockets, port, backend)
-    (problem,) = journal.lines("70000")
-    assert problem["message"].startswith(f"{life.path}:1:3: ")
-
-
-def test_of_ten_thousand_problems_each_is_reported(
-    live: Live, port: int, backend: socket.socket, journal: Journal, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(log, "_QUEUE_LINES", 1000)
-    monkeypatch.setattr(log, "_LONG_REPORT", 60.0)
-    live(row(port, backend) + "1,db,70000\n" * 12_000).ready()
-    reported = journal.lines(" is not between 1 and 65535") + journal.lines("no more than 10000 problems")
-    assert len(reported) == 10_000
-    assert journal.log.dropped == 0
-
-
-def test_told_to_reload_it_does_as_the_file_says_now(
-    live: Live, sockets: Sockets, port: int, backend: socket.socket
-) -> None:
-    life = live(row(port, backend)).ready()
-    other = free_port()
-    life.path.write_text(row(other, backend))
-    send(signal.SIGHUP)
-    life.journal.wait_for("reloaded")
-    talk(sockets, other, backend)
-    with pytest.raises(ConnectionRefusedError):
-        sockets.client(Address(HOST, port))
-
-
-def test_what_is_to_be_said_of_the_options_is_said_at_the_start(
-    live: Live, port: int, backend: socket.socket, journal: Journal
-) -> None:
-    live(row(port, backend), warnings=("VEILLINK_COLOUR is no option",)).ready()
-    (said,) = journal.lines("VEILLINK_COLOUR")
-    assert said["level"] == "warning"
-
-
-def test_how_the_file_was_understood_is_said_at_the_start_and_when_it_is_read_again(
-    live: Live, port: int, backend: socket.socket, journal: Journal
-) -> None:
-    life = live("Port No.,Host,Port\n" + row(port, backend), strict=True).ready()
-    (said,) = journal.lines("taken as a header")
-    assert (said["level"], said["message"]) == ("info", f"{life.path}:1: taken as a header")
-    life.path.write_text(f"# more\n{life.path.read_text()}")
-    send(signal.SIGHUP)
-    journal.wait_for("reloaded")
-    assert [line["message"] for line in journal.lines("taken as a header")][1:] == [f"{life.path}:2: taken as a header"]
-
-
-def test_a_slip_in_the_first_row_takes_nothing_away(
-    live: Live, sockets: Sockets, port: int, backend: socket.socket, journal: Journal
-) -> None:
-    life = live(row(port, backend)).ready()
-    life.path.write_text("l" + row(port, backend) + row(free_port(), backend))
-    send(signal.SIGHUP)
-    journal.wait_for("not reloaded")
-    assert journal.lines()[-2]["message"].startswith(f"{life.path}:1:1: ")
-    talk(sockets, port, backend)
-
-
 def test_told_to_stop_while_the_file_system_hangs_at_the_start_it_leaves_at_once(
     live: Live, port: int, backend: socket.socket, journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,54 +145,6 @@ def test_told_to_stop_while_the_file_system_hangs_at_the_start_it_leaves_at_once
     assert life.code() == 0
     assert [line["message"] for line in journal.finish()] == ["stopped"]
     answers.set()
-
-
-def test_a_reload_that_breaks_is_refused_told_and_tried_again(
-    live: Live,
-    port: int,
-    backend: socket.socket,
-    journal: Journal,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    manager = Manager(str(tmp_path / "notify"))
-    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-    monkeypatch.setattr(schedule, "_AGAIN", 0.2)
-    life = live(row(port, backend)).ready()
-    apply = Server.apply
-
-    def broken(*_: object) -> None:
-        monkeypatch.setattr(Server, "apply", apply)
-        raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr(Server, "apply", broken)
-    life.path.write_text(row(port, backend) + row(free_port(), backend))
-    send(signal.SIGHUP)
-    assert "can't start new thread" in journal.wait_for("unforeseen error")["traceback"]
-    eventually(lambda: [line for line in journal.lines("reloaded") if line.get("added") == 1])
-    told = [manager.told() for _ in range(5)]
-    assert ["READY" in each for each in told] == [True, False, True, False, True]
-    assert "refused: RuntimeError: can't start new thread" in told[2]["STATUS"]
-    assert told[4]["STATUS"] == "2 rules, 2 listeners"
-    manager.close()
-
-
-@pytest.mark.parametrize("text", ["{row}1,db,70000\n", "# nothing\n", None], ids=["a typo", "no rule", "no file"])
-def test_a_file_with_any_problem_takes_nothing_away(
-    text: str | None, live: Live, sockets: Sockets, port: int, backend: socket.socket, journal: Journal
-) -> None:
-    life = live(row(port, backend)).ready()
-    client, target = talk(sockets, port, backend)
-    if text is None:
-        life.path.unlink()
-    else:
-        life.path.write_text(text.format(row=row(free_port(), backend)))
-    send(signal.SIGHUP)
-    assert journal.wait_for("not reloaded")["level"] == "error"
-    assert str(life.path) in journal.lines()[-2]["message"]
-    talk(sockets, port, backend)
-    client.sendall(b"still here")
-    assert read_exactly(target, 10) == b"still here"
 
 
 def test_told_to_dump_it_writes_what_runs(
@@ -283,31 +167,6 @@ def test_told_to_dump_it_writes_what_runs(
     assert listener["listen"] == f"{HOST}:{taken}"
     whole = next(line for line in journal.lines() if line.get("message") == "state")
     assert whole["connections"] == 1
-
-
-def test_a_start_is_announced(
-    live: Live, port: int, backend: socket.socket, journal: Journal, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(daemon, "memory_limit", lambda: 0)
-    live(row(port, backend)).ready()
-    started, rule, warning, shares, ready = journal.lines()
-    assert started["message"].startswith("VeilLink ")
-    assert (started["pid"], started["rules"]) == (os.getpid(), 1)
-    assert rule["targets"] == str(address_of(backend))
-    assert "idle_timeout" in warning["message"]
-    assert ready["listeners"] == shares["listeners"] == 1
-    assert ready["max_connections"] == shares["connections"] // 2
-
-
-@pytest.mark.parametrize("max_connections", [0, 7])
-def test_a_start_tells_that_memory_is_what_limits_connections(
-    max_connections: int, live: Live, port: int, backend: socket.socket, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(daemon, "memory_limit", lambda: 32 << 20)
-    journal = live(row(port, backend), max_connections=max_connections).ready().journal
-    (memory,) = journal.lines("memory")
-    assert (memory["limit"], memory["connections"]) == (32 << 20, 409)
-    assert journal.lines("ready")[0]["max_connections"] == (max_connections or 409)
 
 
 def test_the_collector_looks_at_small_parts_of_what_is_young(live: Live, port: int, backend: socket.socket) -> None:
@@ -350,6 +209,3 @@ def test_a_pid_that_cannot_be_written_is_told(
 ) -> None:
     assert live(row(port, backend), pidfile=str(tmp_path / "none" / "pid")).code() == 1
     assert "No such file" in journal.finish()[-1]["message"]
-
-
-# --- when the file is read -------------------------------------------------------------------------------------------

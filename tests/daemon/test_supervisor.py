@@ -1,8 +1,10 @@
-"""Tests of what the service manager is told, and of the file with our number."""
+"""Tests of what the service manager is told, and of the sockets that it hands over."""
 
 import os
 import resource
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -73,3 +75,44 @@ def test_one_socket_is_all_it_takes(listening: manager.Manager, manage: Manage) 
     before = os.listdir("/proc/self/fd")  # noqa: PTH208
     told.ready("")
     assert os.listdir("/proc/self/fd") == before  # noqa: PTH208
+
+
+# --- sockets that are handed over ------------------------------------------------------------------------------------
+
+TAKE = """
+import os, sys
+from veillink.daemon.supervisor import inherited
+environ = {"LISTEN_PID": sys.argv[1] or str(os.getpid()), "LISTEN_FDS": sys.argv[2]}
+found = inherited(environ)
+print([str(address) for address in found], os.get_inheritable(3), os.path.exists("/proc/self/fd/4"))
+"""
+
+
+def taken(descriptors: list[int], pid: str, count: str) -> str:
+    """Return what a process takes that has these descriptors from 3 on."""
+    moves = " ".join(f"{number}<&{descriptor}" for number, descriptor in enumerate(descriptors, 3))
+    command = ["bash", "-c", f'exec "$@" {moves}', "-", sys.executable, "-c", TAKE, pid, count]
+    kept = tuple(descriptors)
+    done = subprocess.run(command, pass_fds=kept, capture_output=True, text=True, timeout=30, check=True)
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("pid", "count", "takes"),
+    [("", "4", True), ("", "9", True), ("1", "4", False), ("", "", False), ("", "-1", False), ("", "\u00b3", False)],
+)
+def test_listening_sockets_are_taken_from_who_means_this_process_and_all_else_is_left(
+    pid: str, count: str, takes: bool, tmp_path: Path
+) -> None:
+    with (
+        socket.socket() as tcp,
+        socket.socket(type=socket.SOCK_DGRAM) as udp,
+        socket.socket(socket.AF_UNIX) as unix,
+        (tmp_path / "file").open("w") as file,
+    ):
+        tcp.bind(("127.0.0.1", 0))
+        tcp.listen()
+        unix.bind(str(tmp_path / "socket"))
+        unix.listen()
+        found = [f"127.0.0.1:{tcp.getsockname()[1]}", f"unix:{tmp_path}/socket"] if takes else []
+        assert taken([each.fileno() for each in (tcp, udp, unix, file)], pid, count) == f"{found} {not takes} True"

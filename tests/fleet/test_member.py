@@ -1,69 +1,93 @@
-"""A worker's part in its fleet."""
+"""Tests of a worker's part in its fleet: real control, scoreboard and server, and other processes that lead."""
 
-from unittest.mock import Mock
+from collections.abc import Iterator
 
-import gevent
 import pytest
 
-from tests.fleet.boards import in_memory
-from tests.forked import Cfg
-from tests.sockets import eventually
+from tests.fleet.members import Member, greenlets_ended
+from tests.forked import forked
+from tests.sockets import Journal, eventually
 from tests.system.harness import HOST, free_port
-from veillink.daemon.commands import Command
-from veillink.daemon.membership import Membership
-from veillink.fleet.control import Fleet, Heartbeat
+from veillink.fleet.control import Fleet, State
 from veillink.fleet.member import FleetMember
-from veillink.fleet.scoreboard import Scoreboard, Slot
 from veillink.model import Address, RuleOptions
 
-pytestmark = pytest.mark.usefixtures("hub")
+
+@pytest.fixture
+def worker(journal: Journal) -> Iterator[Member]:
+    with greenlets_ended(), Member(journal.log, 1) as worker:
+        yield worker
 
 
-def member_of(board: Scoreboard, number: int = 3) -> tuple[FleetMember, Heartbeat]:
-    heartbeat = Heartbeat(Cfg())
-    return FleetMember(Slot(board, heartbeat, number), None), heartbeat
+def test_the_first_one_leads_from_the_start_until_it_resigns(worker: Member) -> None:
+    with forked(worker.control.lead, worker.control.lead) as other:
+        worker.member.join(worker.server, worker.own, lambda: None)
+        assert (worker.member.number, worker.member.leads, worker.server.leads) == (1, True, True)
+        assert other.does() == "False"
+        worker.own.phase = "draining"
+        worker.member.resign()
+        assert not worker.member.leads
+        assert other.does() == "True"
 
 
-def test_it_heeds_the_master_and_leads_when_nobody_does() -> None:
-    board = in_memory()
-    member, heartbeat = member_of(board)
-    seam: Membership = member
-    server, own, commands = Mock(), Mock(phase="starting", reads=0), Mock()
-    board.control.publish_fleet(Fleet(4))
-    assert seam.join(server, own, Mock(), commands, lambda: False, watched=False) is own
-    server.set_worker_count.assert_called_with(4)
-    server.lead.assert_called_once_with()
-    led = [seam.leads]
-    own.phase, own.reads = "running", 1
-    member.publish()
-    assert (heartbeat.state.phase, heartbeat.state.reads) == ("running", 1)
-    assert board.control.has_served
-    others = [member.others_go_on]
-    board.control.publish_fleet(Fleet(4, draining=True))
-    assert [*others, member.others_go_on] == [True, False]
-    own.phase = "draining"
-    member.resign()
-    assert [*led, seam.leads] == [True, False]
-    board.remove()
+def test_another_one_leads_when_the_first_has_gone_and_is_asked_to_do_what_that_takes(worker: Member) -> None:
+    asked: list[bool] = []
+    with forked(worker.control.lead) as first:
+        assert first.does() == "True"
+        worker.member.join(worker.server, worker.own, lambda: asked.append(worker.member.leads))
+        assert (worker.member.leads, worker.server.leads) == (False, False)
+    eventually(lambda: len(asked) > 1)
+    assert all(asked)
+    assert not worker.server.leads  # that is for the main greenlet to do
 
 
-def test_the_one_that_leads_is_told_to_do_what_is_still_missing() -> None:
-    board = in_memory()
-    member, _ = member_of(board)
-    own, commands = Mock(phase="running", reads=0), Mock()
-    member.join(Mock(), own, Mock(), commands, lambda: True, watched=False)
-    eventually(lambda: commands.put.called)
-    commands.put.assert_called_with(Command.LEAD)
-    own.phase = "drained"
-    gevent.sleep(0)
-    member.resign()
-    board.remove()
+def test_limits_are_divided_among_as_many_as_there_are(worker: Member) -> None:
+    worker.control.publish_fleet(Fleet(3))
+    worker.member.join(worker.server, worker.own, lambda: None)
+    assert worker.server.division.among == 3
+    worker.control.publish_fleet(Fleet(4))
+    eventually(lambda: worker.server.division.among == 4)
 
 
-def test_workers_share_their_addresses() -> None:
-    board = in_memory()
+def test_who_stops_alone_leaves_others_and_who_stops_with_all_does_not(worker: Member) -> None:
+    assert worker.member.others_go_on
+    worker.control.publish_fleet(Fleet(2, draining=True))
+    assert not worker.member.others_go_on
+
+
+def test_workers_share_their_addresses(worker: Member, journal: Journal) -> None:
     address = Address(HOST, free_port())
-    (one, _), (other, _) = member_of(board), member_of(board, 4)
+    one, other = (FleetMember(worker.slot, None, journal.log, watched=False) for _ in range(2))
     with one.listen(address, RuleOptions()), other.listen(address, RuleOptions()):
         pass
-    board.remove()
+
+
+def test_the_master_sees_how_far_it_is(worker: Member) -> None:
+    worker.member.join(worker.server, worker.own, lambda: None)
+    worker.own.phase = "running"
+    worker.own.count_reload("applied", ())
+    worker.member.publish()
+    assert worker.heartbeat.state == State("running", 1)
+    assert worker.control.has_served
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_its_siblings_see_its_state_where_anything_is_shown(watched: bool, journal: Journal) -> None:
+    with greenlets_ended(), Member(journal.log, 7, watched=watched) as worker:
+        shown = worker.member.join(worker.server, worker.own, lambda: None)
+        worker.own.phase = "running"
+        worker.member.publish()
+        seen = [(each["worker"], each["phase"]) for each in worker.scoreboard.read()[0]]
+        assert seen == ([(7, "running")] if watched else [])
+        assert shown.status()["phase"] == "running"
+        assert ("workers" in shown.status()) is watched
+
+
+def test_what_cannot_be_shown_keeps_nothing_from_the_master(journal: Journal) -> None:
+    with greenlets_ended(), Member(journal.log, 1, watched=True) as worker:
+        worker.member.join(worker.server, worker.own, lambda: None)
+        worker.scoreboard.remove()
+        worker.own.phase = "running"
+        worker.member.publish()
+        assert worker.heartbeat.state.phase == "running"
+        assert journal.wait_for("the other workers cannot show this one")["level"] == "warning"

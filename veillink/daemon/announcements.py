@@ -1,17 +1,21 @@
-"""What a process says of its start, and of the rules' file.
+"""What a process says of its start, and of its rules.
 
 Rule: what all workers would say is said by the one that leads, and by the others for whoever debugs.
 """
 
-from collections.abc import Iterable
+import os
+import traceback
+from dataclasses import fields
 
-from veillink.config.rows import Notice, Problem
+from veillink import __version__
+from veillink.config.rules import Parsed
 from veillink.daemon.membership import Membership
 from veillink.log import Log
-from veillink.model import Settings
+from veillink.model import Diff, RuleSet, Settings
 from veillink.net.greenlets import unhurried
 from veillink.server.fd_budget import FdBudget
 from veillink.server.server import Server
+from veillink.text import printable
 
 
 class Announcements:
@@ -24,6 +28,8 @@ class Announcements:
     """
 
     def __init__(self, settings: Settings, member: Membership, log: Log) -> None:
+        self.shown_config = printable(settings.config)
+        """Where the rules are, as people see it."""
         self._settings = settings
         self._member = member
         self._log = log
@@ -32,15 +38,31 @@ class Announcements:
         """Log what all workers would log: one of them does."""
         getattr(self._log, level if self._member.leads else "debug")(message, **fields)
 
-    def tell_remarks(self, problems: Iterable[Problem], notices: Iterable[Notice]) -> None:
-        """Tell how the rules' file was understood, and what is wrong with it."""
-        for notice in notices:
+    def log_warnings(self, found: Parsed) -> None:
+        """Log slips in the settings, and what has to be said of where the rules are."""
+        for warning in (*self._settings.warnings, *found.warnings):
+            self.log_as_leader("warning", warning)
+
+    def log_remarks(self, found: Parsed) -> None:
+        """Log how the rules were understood, and what is wrong with them."""
+        for notice in found.notices:
             self.log_as_leader("info", notice.at(self._settings.config))
-        for problem in self._log.paced(problems):
+        for problem in self._log.paced(found.problems):
             self.log_as_leader("error", problem.at(self._settings.config))
 
-    def tell_start(self, server: Server, fd_budget: FdBudget, memory: int) -> None:
-        """Tell what runs from now on, and what limits it."""
+    def log_start(self, rules: RuleSet) -> None:
+        """Log that these rules are about to be opened."""
+        config = self._settings.config
+        self._log.info(f"VeilLink {__version__} starts", pid=os.getpid(), config=config, rules=len(rules.rules))
+
+    def log_ready(self, server: Server, fd_budget: FdBudget, memory: int) -> None:
+        """Log what runs from now on, and what limits it.
+
+        Args:
+            server: that runs it.
+            fd_budget: what its process may have.
+            memory: bytes that all processes may have together; 0 is no limit.
+        """
         log = self._log
         for rule in unhurried(log.paced(server.rules.rules)):
             targets = ",".join(str(target.address) for target in rule.targets)
@@ -56,6 +78,19 @@ class Announcements:
         if server.fits_memory < fd_budget.connections(listeners):
             self.log_as_leader("info", "memory", limit=memory, connections=server.fits_memory)
         log.info("ready", listeners=listeners, max_connections=server.limiter.limit)
+
+    def log_reloaded(self, changes: Diff, listeners: int) -> None:
+        """Log what a reload has changed."""
+        counts = {field.name: len(getattr(changes, field.name)) for field in fields(changes)}
+        self.log_as_leader("info", "reloaded", config=self._settings.config, listeners=listeners, **counts)
+
+    def log_refused(self, why: str) -> None:
+        """Log why a reload has changed nothing."""
+        self.log_as_leader("error", f"not reloaded, the rules stay as they were: {why}")
+
+    def log_unforeseen(self) -> None:
+        """Log the exception that is being handled, and that nobody has foreseen."""
+        self._log.error("unforeseen error", traceback=traceback.format_exc())
 
 
 def summary(server: Server) -> str:

@@ -42,10 +42,10 @@ WORKER_SIGNALS: Final = {
 
 
 def reap_orphans() -> None:
-    """Take note of the ends of processes that have lost their parents.
+    """Reap processes that have lost their parents.
 
     The first process of a container is given them, and until it does they stay as zombies. The loop can do it: it waits
-    for every child, known or not (childcb in libev's ev.c), as soon as it is told of ends.
+    for every child, known or not (childcb in libev's ev.c), as soon as it hears of ends.
     """
     get_hub().loop.install_sigchld()
     os.kill(os.getpid(), signal.SIGCHLD)  # some may have ended before

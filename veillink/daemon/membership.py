@@ -1,6 +1,6 @@
 """A process's part in its fleet, as far as the process knows of it; here that of one that has none.
 
-Rule: a process that is alone leads, and has nobody to tell.
+Rule: a process that is alone leads, and publishes nothing.
 """
 
 import socket
@@ -8,8 +8,6 @@ from collections.abc import Callable
 from typing import Protocol
 
 from veillink.admin.status import ProcessStatus, Shown
-from veillink.daemon.commands import CommandQueue
-from veillink.log import Log
 from veillink.model import Address, RuleOptions
 from veillink.net.listening import listen
 from veillink.server.server import Server
@@ -37,29 +35,17 @@ class Membership(Protocol):
             OSError: the address cannot be had.
         """
 
-    def join(
-        self,
-        server: Server,
-        own: ProcessStatus,
-        log: Log,
-        commands: CommandQueue,
-        lacks: Callable[[], bool],
-        *,
-        watched: bool,
-    ) -> Shown:
+    def join(self, server: Server, own: ProcessStatus, on_leading: Callable[[], None]) -> Shown:
         """Take part from now on, and return what is to be shown to whoever asks.
 
         Args:
-            server: is told among how many it is, and whether it leads.
+            server: learns among how many it is, and whether it leads from the start.
             own: the state of the process.
-            log: of the process.
-            commands: gets ``LEAD`` when there is something to do that only the one that leads may do.
-            lacks: returns whether the one that leads has something left to do.
-            watched: whether anything is shown.
+            on_leading: called again and again while this process leads others.
         """
 
     def publish(self) -> None:
-        """Tell the others how far this process is."""
+        """Let the others know how far this process is."""
 
     def resign(self) -> None:
         """Let another one lead."""
@@ -73,21 +59,12 @@ class Alone:
     others_go_on = False
     listen = staticmethod(listen)
 
-    def join(
-        self,
-        server: Server,
-        own: ProcessStatus,
-        log: Log,
-        commands: CommandQueue,
-        lacks: Callable[[], bool],
-        *,
-        watched: bool,
-    ) -> ProcessStatus:
+    def join(self, server: Server, own: ProcessStatus, on_leading: Callable[[], None]) -> ProcessStatus:
         """Show the one that there is."""
         return own
 
     def publish(self) -> None:
-        """Tell nobody."""
+        """Do nothing: nobody looks."""
 
     def resign(self) -> None:
         """Go on leading: nobody else can."""

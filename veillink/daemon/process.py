@@ -7,17 +7,14 @@ import gc
 import math
 import os
 import socket
-import traceback
-from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from enum import Enum
 from typing import Final
 
 import gevent
 
-from veillink import __version__
 from veillink.admin.status import ProcessStatus, Shown
-from veillink.config.rows import Problem
 from veillink.config.rules import Parsed
 from veillink.config.source import open_source
 from veillink.daemon.admin_endpoint import AdminEndpoint
@@ -25,15 +22,15 @@ from veillink.daemon.announcements import Announcements, summary
 from veillink.daemon.commands import SIGNALS, WORKER_SIGNALS, Command, CommandQueue, reap_orphans
 from veillink.daemon.membership import Alone, Membership
 from veillink.daemon.pidfile import check_pid, remove_pid, write_pid
+from veillink.daemon.reloader import Reloader, check_descriptors
 from veillink.daemon.supervisor import ServiceNotifier, inherited
 from veillink.log import Log
-from veillink.model import Address, RuleSet, Settings, StartupError
+from veillink.model import Address, Settings, StartupError
 from veillink.net.cgroup import memory_limit
 from veillink.net.sockets import raise_fd_limit
 from veillink.net.ticker import lived
 from veillink.server.fd_budget import FdBudget
 from veillink.server.server import Server
-from veillink.text import printable
 
 # How long it may take until the next of the cut connections has closed, and what systemd is told for all; in seconds.
 _CUT_TIME: Final = 0.3
@@ -124,6 +121,7 @@ class _Process:
         self._announcements = Announcements(settings, member, log)
         self._source = open_source(settings.config, settings.defaults)
         self._found = Parsed()
+        self._reloader = Reloader(self._server, self._fd_budget, self._status, member, notifier, self._announcements)
 
     def run(self, commands: CommandQueue, cut_on: Sequence[Command]) -> Outcome:
         """Start, serve, drain.
@@ -133,15 +131,8 @@ class _Process:
             cut_on: those of them that cut a drain short.
         """
         try:
-            self._shown = self._member.join(
-                self._server,
-                self._status,
-                self._log,
-                commands,
-                self._admin_endpoint.is_missing,
-                watched=self._settings.admin is not None,
-            )
-            if not self._read(commands):
+            self._shown = self._member.join(self._server, self._status, lambda: self._on_leading(commands))
+            if not self._wait_for_rules(commands):
                 self._log.info("stopped")
                 self._enter(Outcome.DRAINED.value)
                 return Outcome.DRAINED
@@ -155,11 +146,16 @@ class _Process:
             self._close()
 
     def _enter(self, phase: str) -> None:
-        """Come to another phase of life, and tell the others."""
+        """Come to another phase of life, and let the others know."""
         self._status.phase = phase
         self._member.publish()
 
-    def _read(self, commands: CommandQueue) -> bool:
+    def _on_leading(self, commands: CommandQueue) -> None:
+        """Ask for what only the one that leads may do, as long as some of it is left to do."""
+        if not self._server.leads or self._admin_endpoint.is_missing():
+            commands.put(Command.LEAD)
+
+    def _wait_for_rules(self, commands: CommandQueue) -> bool:
         """Have the rules read, now and whenever they change; return whether that came before the order to stop."""
 
         def on_read(found: Parsed) -> None:
@@ -180,19 +176,16 @@ class _Process:
         Raises:
             StartupError: nothing can be served.
         """
-        settings, server = self._settings, self._server
+        settings, server, announcements = self._settings, self._server, self._announcements
         if settings.admin is not None:
             self._status.measure()
-        rules, problems, notices, warnings = self._found
-        for warning in (*settings.warnings, *warnings):
-            self._announcements.log_as_leader("warning", warning)
-        self._announcements.tell_remarks(problems, notices)
+        rules, problems = self._found.rules, self._found.problems
+        announcements.log_warnings(self._found)
+        announcements.log_remarks(self._found)
         if problems and settings.strict:
             raise StartupError(f"{settings.config} has problems and --strict was given")
-        self._log.info(
-            f"VeilLink {__version__} starts", pid=os.getpid(), config=settings.config, rules=len(rules.rules)
-        )
-        self._check_descriptors(rules)
+        announcements.log_start(rules)
+        check_descriptors(self._fd_budget, rules)
         check_pid(settings.pidfile)
         self._open_admin_endpoint()
         server.apply(rules)
@@ -200,9 +193,9 @@ class _Process:
         if not rules.rules or not server.can_go_on:
             raise StartupError("no rule could be started")
         write_pid(settings.pidfile)
-        self._announcements.tell_start(server, self._fd_budget, self._memory)
+        announcements.log_ready(server, self._fd_budget, self._memory)
         self._enter("running")
-        self._notifier.ready(summary(self._server))
+        self._notifier.ready(summary(server))
         if self._notifier.watchdog:
             gevent.spawn(self._stay_alive)
         gc.freeze()
@@ -214,18 +207,18 @@ class _Process:
 
     def _serve(self, commands: CommandQueue) -> None:
         """Carry out commands until it is time to stop."""
+        carry_out: Mapping[Command, Callable[[], None]] = {
+            Command.RELOAD: self._source.refresh_soon,
+            Command.READ: lambda: self._reloader.reload(self._found, self._source.retry_later),
+            Command.DUMP: self._status.dump,
+            Command.LEAD: self._lead,
+        }
         while (command := commands.get()) not in (Command.STOP, Command.CUT):
             try:
-                if command is Command.RELOAD:
-                    self._source.refresh_soon()
-                elif command is Command.READ:
-                    self._reload()
-                elif command is Command.DUMP:
-                    self._status.dump()
-                elif command is Command.LEAD:
-                    self._lead()
+                if command is not None:
+                    carry_out[command]()
             except Exception:  # whatever it was, what runs goes on
-                self._log.error("unforeseen error", traceback=traceback.format_exc())
+                self._announcements.log_unforeseen()
         if command is Command.CUT:
             commands.put(Command.CUT)
 
@@ -283,56 +276,6 @@ class _Process:
             self._open_admin_endpoint()
         except StartupError as why:
             self._log.error(str(why))
-
-    def _check_descriptors(self, rules: RuleSet) -> None:
-        """See that these rules can be run at all.
-
-        Raises:
-            StartupError: they cannot.
-        """
-        listeners = sum(rule.ports for rule in rules.rules)
-        if self._fd_budget.connections(listeners) <= 0:
-            limit, needed = self._fd_budget.limit, self._fd_budget.needed(listeners)
-            raise StartupError(
-                f"{needed} file descriptors are needed at least, not {limit}; raise the limit (ulimit -n)"
-            )
-
-    def _reload(self) -> None:
-        """Apply the rules as they were read, and say that it was done or why not; whatever fails is tried again."""
-        self._notifier.reloading()
-        try:
-            refused = self._apply()
-        except Exception as error:  # what runs goes on
-            self._log.error("unforeseen error", traceback=traceback.format_exc())
-            refused = self._refuse(f"{type(error).__name__}: {error}", ())
-            self._source.retry_later()
-        self._notifier.ready(summary(self._server) + (f"; the last reload was refused: {refused}" if refused else ""))
-
-    def _apply(self) -> str:
-        """Apply the rules; with a problem in them, what runs goes on: a typo takes no rule away. Return why not."""
-        rules, problems, notices, _ = self._found
-        self._announcements.tell_remarks(problems, notices)
-        if problems:
-            return self._refuse(f"{printable(self._settings.config)} has problems", problems)
-        try:
-            self._check_descriptors(rules)
-        except StartupError as why:
-            return self._refuse(str(why), ())
-        changes = self._server.apply(rules)
-        self._status.count_reload("applied", ())
-        self._member.publish()
-        counts = {field.name: len(getattr(changes, field.name)) for field in fields(changes)}
-        listeners = len(self._server.listeners)
-        self._announcements.log_as_leader(
-            "info", "reloaded", config=self._settings.config, listeners=listeners, **counts
-        )
-        return ""
-
-    def _refuse(self, why: str, problems: tuple[Problem, ...]) -> str:
-        self._announcements.log_as_leader("error", f"not reloaded, the rules stay as they were: {why}")
-        self._status.count_reload("refused", problems or (Problem(0, 0, why),))
-        self._member.publish()
-        return why
 
     def _stay_alive(self) -> None:
         while True:

@@ -1,4 +1,4 @@
-"""Take part in a fleet: heed what the master says, lead when nobody does, tell how far this process is.
+"""Take part in a fleet: follow what the master publishes, lead when nobody does, publish how far this process is.
 
 Rule: what is shown decides nothing; when it cannot be published, forwarding goes on.
 """
@@ -12,7 +12,6 @@ from typing import Final
 import gevent
 
 from veillink.admin.status import ProcessStatus
-from veillink.daemon.commands import Command, CommandQueue
 from veillink.fleet.claims import Claims
 from veillink.fleet.control import State
 from veillink.fleet.scoreboard import Slot
@@ -21,7 +20,7 @@ from veillink.log import Log
 from veillink.net.listening import listen
 from veillink.server.server import Server
 
-# Seconds from one look at what the master says to the next.
+# Seconds from one look at what the master publishes to the next.
 _LOOK: Final = 0.4
 
 
@@ -31,12 +30,16 @@ class FleetMember:
     Args:
         slot: among the others.
         claims: where the others listen, if that has to be known.
+        log: of the process.
+        watched: whether anything is shown.
     """
 
-    def __init__(self, slot: Slot, claims: Claims | None) -> None:
+    def __init__(self, slot: Slot, claims: Claims | None, log: Log, *, watched: bool) -> None:
         self.number = slot.number
         self.listen: Callable[..., socket.socket] = claims.listen if claims else partial(listen, reuse_port=True)
         self._slot = slot
+        self._log = log
+        self._is_watched = watched
         self._view: FleetView | None = None
 
     @property
@@ -49,32 +52,22 @@ class FleetMember:
         """Whether there are others, that do not stop now."""
         return not self._slot.control.fleet.draining
 
-    def join(
-        self,
-        server: Server,
-        own: ProcessStatus,
-        log: Log,
-        commands: CommandQueue,
-        lacks: Callable[[], bool],
-        *,
-        watched: bool,
-    ) -> ProcessStatus | FleetView:
+    def join(self, server: Server, own: ProcessStatus, on_leading: Callable[[], None]) -> ProcessStatus | FleetView:
         """Take part from now on, and return what is shown."""
-        self._server = server
         self._own = own
-        self._log = log
-        if self._heed():
+        server.set_worker_count(self._slot.control.fleet.workers)
+        if self._slot.control.lead():
             server.lead()
-        if watched:
-            self._view = FleetView(own, self._slot, log)
+        if self._is_watched:
+            self._view = FleetView(own, self._slot, self._log)
             self._view.publish()
             gevent.spawn(self._view.publish_forever)
             gevent.spawn(self._view.publish_connections_forever)
-        gevent.spawn(self._heed_forever, commands, lacks)
+        gevent.spawn(self._follow_fleet, server, on_leading)
         return self._view or own
 
     def publish(self) -> None:
-        """Tell the others and the master how far this process is."""
+        """Let the others and the master know how far this process is."""
         try:
             if self._view is not None:
                 self._view.publish()
@@ -86,14 +79,11 @@ class FleetMember:
         """Let another one lead."""
         self._slot.control.resign()
 
-    def _heed_forever(self, commands: CommandQueue, lacks: Callable[[], bool]) -> None:
+    def _follow_fleet(self, server: Server, on_leading: Callable[[], None]) -> None:
+        """Follow what the master publishes, and take the lead when nobody has it, until this process drains."""
         while self._own.phase in ("starting", "running"):
-            leads_now = self._heed()
-            if leads_now or (self.leads and lacks()):
-                commands.put(Command.LEAD)
+            server.set_worker_count(self._slot.control.fleet.workers)
+            self._slot.control.lead()
+            if self.leads:
+                on_leading()
             gevent.sleep(_LOOK)
-
-    def _heed(self) -> bool:
-        """Heed what the master says; return whether this worker has just come to lead."""
-        self._server.set_worker_count(self._slot.control.fleet.workers)
-        return self._slot.control.lead()

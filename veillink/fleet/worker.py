@@ -83,8 +83,10 @@ class Worker(base.Worker):
         faulthandler.enable()  # the master ends one that hangs with SIGABRT: this tells where it hung
         gevent.spawn(self._beat_forever)
         forwarder: Any = self.wsgi
-        settings, member = forwarder.settings(), FleetMember(Slot(self.scoreboard, self.tmp, self.age), self.claims)
-        with opened(settings, {"worker": member.number}) as log:
+        settings: Settings = forwarder.settings()
+        slot = Slot(self.scoreboard, self.tmp, self.age)
+        with opened(settings, {"worker": slot.number}) as log:
+            member = FleetMember(slot, self.claims, log, watched=settings.admin is not None)
             outcome = run_worker(settings, log, member, self.listening)
         if os.getppid() != self.ppid:
             self.scoreboard.remove()

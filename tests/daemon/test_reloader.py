@@ -1,0 +1,87 @@
+"""Tests of reloads: applied whole, or refused whole."""
+
+import signal
+from pathlib import Path
+
+import pytest
+from gevent import socket
+
+from tests.daemon.life import Live, row, send, talk
+from tests.sockets import Journal, Sockets, eventually
+from tests.system.harness import HOST, free_port, read_exactly
+from tests.system.manager import Manager
+from veillink.config import schedule
+from veillink.model import Address
+from veillink.server.server import Server
+
+
+def test_told_to_reload_it_does_as_the_file_says_now(
+    live: Live, sockets: Sockets, port: int, backend: socket.socket
+) -> None:
+    life = live(row(port, backend)).ready()
+    other = free_port()
+    life.path.write_text(row(other, backend))
+    send(signal.SIGHUP)
+    life.journal.wait_for("reloaded")
+    talk(sockets, other, backend)
+    with pytest.raises(ConnectionRefusedError):
+        sockets.client(Address(HOST, port))
+
+
+def test_a_slip_in_the_first_row_takes_nothing_away(
+    live: Live, sockets: Sockets, port: int, backend: socket.socket, journal: Journal
+) -> None:
+    life = live(row(port, backend)).ready()
+    life.path.write_text("l" + row(port, backend) + row(free_port(), backend))
+    send(signal.SIGHUP)
+    journal.wait_for("not reloaded")
+    assert journal.lines()[-2]["message"].startswith(f"{life.path}:1:1: ")
+    talk(sockets, port, backend)
+
+
+@pytest.mark.parametrize("text", ["{row}1,db,70000\n", "# nothing\n", None], ids=["a typo", "no rule", "no file"])
+def test_a_file_with_any_problem_takes_nothing_away(
+    text: str | None, live: Live, sockets: Sockets, port: int, backend: socket.socket, journal: Journal
+) -> None:
+    life = live(row(port, backend)).ready()
+    client, target = talk(sockets, port, backend)
+    if text is None:
+        life.path.unlink()
+    else:
+        life.path.write_text(text.format(row=row(free_port(), backend)))
+    send(signal.SIGHUP)
+    assert journal.wait_for("not reloaded")["level"] == "error"
+    assert str(life.path) in journal.lines()[-2]["message"]
+    talk(sockets, port, backend)
+    client.sendall(b"still here")
+    assert read_exactly(target, 10) == b"still here"
+
+
+def test_a_reload_that_breaks_is_refused_told_and_tried_again(
+    live: Live,
+    port: int,
+    backend: socket.socket,
+    journal: Journal,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    manager = Manager(str(tmp_path / "notify"))
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    monkeypatch.setattr(schedule, "_AGAIN", 0.2)
+    life = live(row(port, backend)).ready()
+    apply = Server.apply
+
+    def broken(*_: object) -> None:
+        monkeypatch.setattr(Server, "apply", apply)
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(Server, "apply", broken)
+    life.path.write_text(row(port, backend) + row(free_port(), backend))
+    send(signal.SIGHUP)
+    assert "can't start new thread" in journal.wait_for("unforeseen error")["traceback"]
+    eventually(lambda: [line for line in journal.lines("reloaded") if line.get("added") == 1])
+    told = [manager.told() for _ in range(5)]
+    assert ["READY" in each for each in told] == [True, False, True, False, True]
+    assert "refused: RuntimeError: can't start new thread" in told[2]["STATUS"]
+    assert told[4]["STATUS"] == "2 rules, 2 listeners"
+    manager.close()
