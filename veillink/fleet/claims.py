@@ -23,19 +23,19 @@ _VARIABLE: Final = "_VEILLINK_CLAIMS"
 # How long another worker may look at an address, in seconds; it takes 50 µs unless it is stopped.
 _LOOK: Final = 0.5
 
-# Where what is, in the bytes and the locks of the file. It has holes: only pages with notes in them take memory.
+# Where what is, in the bytes and the locks of the file. It has holes: only pages that were written take memory.
 _PORTS: Final = 1 << 16
 _HOSTS: Final = 1 << 12  # those whose names come to the same number are one, port by port
-_PARTS_AT: Final = 0
-_NOTES_AT: Final = 1 << 20
+_SECTIONS_AT: Final = 0
+_PLACES_AT: Final = 1 << 20
 _LOOKS_AT: Final = 1 << 30
 _NOTHING: Final = b"\0"
 
 
 class Claims:
-    """The addresses that the workers of one master listen at, as notes in a file that they share.
+    """The addresses that the workers of one master listen at, in a file that they share.
 
-    Each process has a part of it, where a byte for each address says whether it listens there. The part is its own for
+    Each process has a section of it, where a byte for each address says whether it listens there. It is its own for
     as long as it has a lock of it, which the kernel takes back when the process ends (fcntl_locking(2)). While it looks
     at an address it has another lock, so that two do not come first. A lock for each address was tried: the kernel
     keeps them in a list, and with 8,000 scattered ports four workers took half a minute to start.
@@ -46,7 +46,7 @@ class Claims:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._part, self._mark, self._owner = 0, _NOTHING, 0
+        self._section, self._mark, self._owner = 0, _NOTHING, 0
 
     @classmethod
     def of(cls, environ: MutableMapping[str, str]) -> "Claims | None":
@@ -77,27 +77,27 @@ class Claims:
         if address.is_unix:
             return listen(address, options)
         if self._owner != os.getpid():
-            self._take_part()
+            self._take_section()
         place = place_of(address)
         self.begin_to_look(place)
         try:
             if not self._is_siblings(place) and is_shared(address):
                 raise OSError(errno.EADDRINUSE, "another VeilLink would have to share its clients")
             sock = listen(address, options, reuse_port=True, ahead=ahead)
-            self._note(place, self._mark)
+            self._write(place, self._mark)
         finally:
             fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, _LOOKS_AT + place)
-        return _Claimed(sock, partial(self._note, place, _NOTHING))
+        return _Claimed(sock, partial(self._write, place, _NOTHING))
 
-    def _take_part(self) -> None:
-        """Take the first part that no living process has; a new mark makes what the one before has noted void."""
-        for part in count():
+    def _take_section(self) -> None:
+        """Take the first section that no living process has; a new mark makes what the one before has written void."""
+        for section in count():
             with contextlib.suppress(BlockingIOError, PermissionError):
-                fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, part)
-                before = os.pread(self._fd, 1, _PARTS_AT + part) or _NOTHING
+                fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, section)
+                before = os.pread(self._fd, 1, _SECTIONS_AT + section) or _NOTHING
                 self._mark = bytes([before[0] % 255 + 1])
-                os.pwrite(self._fd, self._mark, _PARTS_AT + part)
-                self._part, self._owner = part, os.getpid()
+                os.pwrite(self._fd, self._mark, _SECTIONS_AT + section)
+                self._section, self._owner = section, os.getpid()
                 return
 
     def begin_to_look(self, place: int) -> None:
@@ -117,34 +117,38 @@ class Claims:
 
     def _is_siblings(self, place: int) -> bool:
         """Return whether a living sibling listens there."""
-        for part in count():
-            mark = os.pread(self._fd, 1, _PARTS_AT + part)
+        for section in count():
+            mark = os.pread(self._fd, 1, _SECTIONS_AT + section)
             if mark in (b"", _NOTHING):
                 return False
-            if part != self._part and mark == os.pread(self._fd, 1, _note_at(part, place)) and self._lives(part):
+            if (
+                section != self._section
+                and mark == os.pread(self._fd, 1, _place_at(section, place))
+                and self._lives(section)
+            ):
                 return True
         return False
 
-    def _lives(self, part: int) -> bool:
+    def _lives(self, section: int) -> bool:
         try:
-            fcntl.lockf(self._fd, fcntl.LOCK_SH | fcntl.LOCK_NB, 1, part)
+            fcntl.lockf(self._fd, fcntl.LOCK_SH | fcntl.LOCK_NB, 1, section)
         except OSError:
             return True
-        fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, part)
+        fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, section)
         return False
 
-    def _note(self, place: int, mark: bytes) -> None:
-        os.pwrite(self._fd, mark, _note_at(self._part, place))
+    def _write(self, place: int, mark: bytes) -> None:
+        os.pwrite(self._fd, mark, _place_at(self._section, place))
 
 
 def place_of(address: Address) -> int:
-    """Return which of the bytes of a part is an address's."""
+    """Return which of the bytes of a section is an address's."""
     host = blake2b(address.host.encode(), digest_size=2).digest()
     return int.from_bytes(host) % _HOSTS * _PORTS + address.port
 
 
-def _note_at(part: int, place: int) -> int:
-    return _NOTES_AT + part * _HOSTS * _PORTS + place
+def _place_at(section: int, place: int) -> int:
+    return _PLACES_AT + section * _HOSTS * _PORTS + place
 
 
 class _Claimed(socket.socket):

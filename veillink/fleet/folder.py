@@ -31,7 +31,7 @@ class Folder:
         self.path = path
         self._held = -1
         self._removed = False
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
 
     def keep(self) -> None:
         """Make it, unless it is there, and hold it: what nobody holds is removed.
@@ -41,10 +41,10 @@ class Folder:
         Raises:
             OSError: it is not ours alone, or there is no place for it.
         """
-        with self._turn:
+        with self._lock:
             if self._removed:
                 raise FileNotFoundError(errno.ENOENT, "it was removed")
-            if self._held >= 0 and _same(self.path, self._held):
+            if self._held >= 0 and _is(self.path, self._held):
                 return
             with contextlib.suppress(FileExistsError):
                 self.path.mkdir(mode=0o700)
@@ -129,7 +129,7 @@ class Folder:
 
     def remove(self) -> None:
         """Remove the folder for good, with all that is in it."""
-        with self._turn, contextlib.suppress(OSError):
+        with self._lock, contextlib.suppress(OSError):
             self._removed = True
             _remove(self.path, lock=False)
 
@@ -175,7 +175,7 @@ def _opened(path: Path) -> int:
     return folder
 
 
-def _same(path: Path, folder: int) -> bool:
+def _is(path: Path, folder: int) -> bool:
     try:
         return os.path.samestat(path.lstat(), os.fstat(folder))
     except OSError:

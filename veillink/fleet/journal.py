@@ -21,7 +21,7 @@ _LEVELS: Final = {logging.DEBUG: "debug", logging.INFO: "debug", logging.WARNING
 
 
 class Journal:
-    """The master's log: without a thread, which a fork would lose, and without ever waiting for a reader.
+    """The master's log.
 
     Args:
         settings: how lines look.
