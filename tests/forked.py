@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 
 class Cfg:
-    """gunicorn's configuration, as far as a worker's slot looks at it."""
+    """gunicorn's configuration, as far as a worker's heartbeat looks at it."""
 
     def __init__(self, timeout: float = 30) -> None:
         self.timeout = timeout
@@ -22,10 +22,15 @@ class Forked:
         self.pid = os.fork()
         if not self.pid:
             try:
+                own = os.getpid()
                 for step in steps:
                     os.read(told, 1)
-                    os.write(said, f"{_outcome(step)}\n".encode())
-                signal.pause()
+                    outcome = _outcome(step)
+                    if os.getpid() != own:  # it was forked in that step, and has come back from it
+                        break
+                    os.write(said, f"{outcome}\n".encode())
+                else:
+                    signal.pause()
             finally:
                 os._exit(1)
         os.close(told)

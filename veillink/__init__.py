@@ -4,7 +4,7 @@ The folders are the way of the data, and imports go down this list only::
 
     __main__  cli   command line, wiring, exit codes
     workers         the name by which gunicorn's own command finds the workers
-    fleet/          several processes under gunicorn: launch, master, worker, hooks, member, scoreboard, view
+    fleet/          several processes under gunicorn: launch, master, reload, worker, member, scoreboard, view
     daemon/         one process's life: process, reloader, announcements, commands, membership, supervisor, pidfile
     server/         rules become listeners: server, listeners, listener, fd_budget
     admin/          what is shown: status, exposition, pages, http, console

@@ -1,16 +1,32 @@
 """Fixtures for tests of a fleet."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.fleet.boards import in_memory
+from veillink.fleet.control import Control
 from veillink.fleet.scoreboard import Scoreboard
 
 
 @pytest.fixture
-def scoreboard() -> Iterator[Scoreboard]:
-    scoreboard = in_memory()
+def home(tmp_path: Path) -> Path:
+    home = tmp_path / "home"
+    home.mkdir()
+    return home
+
+
+@pytest.fixture
+def scoreboard(home: Path) -> Iterator[Scoreboard]:
+    scoreboard = Scoreboard([home], Control())
+    scoreboard.keep()
     yield scoreboard
     scoreboard.remove()
-    assert not scoreboard.folder.exists()
+    assert list(home.iterdir()) == []
+
+
+@pytest.fixture
+def folder(home: Path, scoreboard: Scoreboard) -> Path:
+    """Return the folder of that scoreboard."""
+    (folder,) = home.iterdir()
+    return folder

@@ -1,118 +1,107 @@
-"""Whose folder it is."""
+"""Tests of a folder of our own: whole files, nobody else's, and gone with its processes."""
 
-import os
 import shutil
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.fleet.test_merge import state
-from tests.fleet.test_scoreboard import shown, slots
 from tests.forked import forked
-from veillink.fleet.control import Control
-from veillink.fleet.folder import remove_unheld
-from veillink.fleet.scoreboard import Scoreboard
+from tests.sockets import open_files
+from veillink.fleet.folder import Folder, remove_unheld
 
 
-def test_no_link_is_followed(scoreboard: Scoreboard, tmp_path: Path) -> None:
-    """Neither one in the place of the folder nor one in the place of a file; what it leads to is not touched."""
-    (slot,) = slots(scoreboard, 1)
-    slot.publish(state(3, 0, 1))
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir(mode=0o700)
-    treasure = tmp_path / "treasure"
-    treasure.write_bytes((scoreboard.folder / "1.status").read_bytes())
-    (scoreboard.folder / "1.status").unlink()
-    for name in ("1.status", "1.status.new"):
-        (scoreboard.folder / name).symlink_to(treasure)
-    assert scoreboard.status() is None
-    with pytest.raises(OSError, match="symbolic links"):
-        slot.publish(state())
-    shutil.rmtree(scoreboard.folder)
-    scoreboard.folder.symlink_to(elsewhere)
-    scoreboard.keep()
-    with pytest.raises(OSError, match="Not a directory"):
-        slot.publish(state())
-    assert scoreboard.status() is None
-    scoreboard.remove()
-    assert list(elsewhere.iterdir()) == []
-    assert len(treasure.read_bytes()) > 100
-    scoreboard.folder.unlink()
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    folder = Folder(tmp_path / "ours")
+    folder.keep()
+    return folder
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be somebody else")
-@pytest.mark.parametrize("change", [lambda path: os.chown(path, 12345, 12345), lambda path: path.chmod(0o755)])
-def test_a_folder_that_is_not_ours_alone_is_not_used(change: Callable[[Path], object], scoreboard: Scoreboard) -> None:
-    (slot,) = slots(scoreboard, 1)
-    slot.publish(state(3, 0, 1))
-    change(scoreboard.folder)
-    assert scoreboard.status() is None
+def test_a_file_is_there_whole_until_it_is_replaced_or_removed(folder: Folder) -> None:
+    assert (folder.read("one"), folder.changed("one"), folder.names()) == (b"", 0.0, [])
+    for data in (b"a" * 100_000, b"b"):
+        folder.write("one", data)
+        assert folder.read("one") == data
+    assert folder.names() == ["one"]
+    assert folder.changed("one") > 0
+    folder.unlink("one")
+    folder.unlink("one")
+    assert folder.names() == []
+
+
+def test_nothing_is_left_open(folder: Folder) -> None:
+    before = open_files()
+    for _ in range(3):
+        folder.keep()
+        folder.write("one", b"1")
+        assert folder.read("one") == b"1"
+        assert folder.read("none") == b""
+        assert folder.names() == ["one"]
+    assert open_files() == before
+
+
+def test_what_somebody_removed_is_made_again_for_its_owner_alone(folder: Folder) -> None:
+    shutil.rmtree(folder.path)
+    assert folder.names() == []
+    folder.write("one", b"1")
+    assert folder.read("one") == b"1"
+    assert folder.path.stat().st_mode & 0o777 == 0o700
+
+
+def test_what_was_removed_for_good_stays_so(folder: Folder) -> None:
+    folder.write("one", b"1")
+    folder.remove()
+    assert not folder.path.exists()
+    with pytest.raises(FileNotFoundError):
+        folder.write("one", b"1")
+    folder.remove()
+
+
+@pytest.mark.parametrize("name", ["file", "folder"])
+def test_no_link_is_followed(name: str, folder: Folder, tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.mkdir(mode=0o700)
+    (theirs / "one").write_bytes(b"precious")
+    if name == "file":
+        (folder.path / "one").symlink_to(theirs / "one")
+    else:
+        shutil.rmtree(folder.path)
+        folder.path.symlink_to(theirs)
+    assert folder.read("one") == b""
+    if name == "folder":
+        with pytest.raises(NotADirectoryError):
+            folder.write("one", b"mine")
+    folder.unlink("one")
+    folder.remove()
+    assert (theirs / "one").read_bytes() == b"precious"
+
+
+def test_what_others_may_look_into_is_not_used(folder: Folder) -> None:
+    folder.write("one", b"1")
+    folder.path.chmod(0o755)
+    assert folder.read("one") == b""
     with pytest.raises(PermissionError):
-        slot.publish(state())
-    os.chown(scoreboard.folder, 0, 0)
-    scoreboard.folder.chmod(0o700)
+        folder.write("one", b"2")
 
 
-def test_where_one_home_has_no_room_the_other_one_is_used(tmp_path: Path) -> None:
-    """And as soon as the first has room again, what is in the second is not read any more."""
-    full, roomy = tmp_path / "full", tmp_path / "roomy"
-    roomy.mkdir()
-    scoreboard = Scoreboard([full, roomy], Control())
-    first, second = slots(scoreboard, 2)
-    for slot in (first, second):
-        slot.publish(state(1, 0, 1))
-    scoreboard.archive_worker(1)
-    assert shown(scoreboard)["rules"][0]["total"] == 2
-    full.mkdir()
-    second.publish(state(4, 0, 1))
-    assert shown(scoreboard)["rules"][0]["total"] == 5
-    shutil.rmtree(full)
-    full.touch()
-    second.publish(state(6, 0, 1))
-    assert shown(scoreboard)["rules"][0]["total"] == 7
-    scoreboard.remove()
-    assert list(roomy.iterdir()) == []
+def test_it_is_held_by_who_inherits_it_and_removed_when_nobody_holds_it(tmp_path: Path) -> None:
+    def make() -> str:
+        Folder(tmp_path / "ours").write("one", b"1")
+        return "made"
 
+    kept: list[Folder] = []
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount")
-def test_an_older_state_in_a_home_that_is_full_is_not_read(tmp_path: Path) -> None:
-    small, roomy = tmp_path / "small", tmp_path / "roomy"
-    for path in (small, roomy):
-        path.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", small], check=False).returncode:
-        pytest.skip("needs CAP_SYS_ADMIN, to mount")
-    try:
-        scoreboard = Scoreboard([small, roomy], Control())
-        (slot,) = slots(scoreboard, 1)
-        slot.publish(state(1, 0, 1))
-        slot.publish(state(2, 0, 1) | {"more": "x" * 200_000})
-        assert shown(scoreboard)["rules"][0]["total"] == 2
-        assert [path.name for path in (small / scoreboard.folder.name).iterdir()] == []
-        slot.publish(state(3, 0, 1) | {"more": "x" * 40_000})
-        slot.publish(state(3, 0, 1) | {"more": "x" * 40_000})  # there is no room for both
-        assert [path.name for path in (small / scoreboard.folder.name).iterdir()] == ["1.status"]
-        assert shown(scoreboard)["rules"][0]["total"] == 3
-        scoreboard.remove()
-        os.close(scoreboard._folders[0]._held)
-    finally:
-        subprocess.run(["umount", small], check=True)
+    def hold() -> str:
+        kept.append(Folder(tmp_path / "ours"))
+        kept[0].keep()
+        return "holds"
 
-
-def test_folders_whose_processes_are_gone_are_removed_by_the_next_one(tmp_path: Path) -> None:
-    """By a lock that goes with the last process that has inherited it, and not by age."""
-    scoreboard = Scoreboard([tmp_path], Control())
-    scoreboard.keep()
-    scoreboard.write("1.status", state())
-    os.utime(scoreboard.folder, (0, 0))
-    (tmp_path / "link").symlink_to(scoreboard.folder)
-    with forked() as worker:
-        os.close(scoreboard._folders[0]._held)  # as when the master is killed
-        remove_unheld(tmp_path, "*")
-        assert worker.pid
-        assert scoreboard.folder.exists()
-    remove_unheld(tmp_path, "link")
-    assert scoreboard.folder.exists()
-    remove_unheld(tmp_path, "*")
-    assert not scoreboard.folder.exists()
+    with forked(make, hold) as process:
+        process.does()
+        process.does()
+        remove_unheld(tmp_path, "ours")
+        assert (tmp_path / "ours" / "one").exists()
+    remove_unheld(tmp_path, "theirs")
+    assert (tmp_path / "ours").exists()
+    remove_unheld(tmp_path, "ours")
+    assert not (tmp_path / "ours").exists()

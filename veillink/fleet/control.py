@@ -1,4 +1,4 @@
-"""What decides among a master and its workers: descriptors that are opened before the fork and that nobody can remove.
+"""What a master and its workers decide by: descriptors that are opened before the fork and that nobody can remove.
 
 Rule: nobody waits. Each field has one writer, and is written whole.
 """
@@ -8,11 +8,12 @@ import fcntl
 import os
 import struct
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-_SAID: Final = struct.Struct("=QQ")
-_SERVED_AT: Final = _SAID.size
+_FLEET: Final = struct.Struct("=QQ")
+_SERVED_AT: Final = _FLEET.size
 _LEAD_AT: Final = 0  # a lock of this byte, which is not the byte's content
 _BEAT: Final = struct.Struct("=d")
 _STATE: Final = struct.Struct("=16sQ")
@@ -21,7 +22,7 @@ _LONGEST_LOOK: Final = 1.5  # seconds; the arbiter looks once a second
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """What the master says of all.
+    """What the master publishes of all.
 
     Args:
         workers: how many there are to be.
@@ -34,7 +35,7 @@ class Fleet:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What a worker says to the master.
+    """How far a worker is, for its master.
 
     Args:
         phase: ``starting``, ``running``, ``draining``, or how it has ended.
@@ -46,7 +47,7 @@ class State:
 
 
 class Control:
-    """What all of them have in common: what the master says, whether anybody has served, and who leads.
+    """What all of them have in common: what the master publishes, whether anybody has served, and who leads.
 
     Raises:
         OSError: no descriptor is left.
@@ -61,21 +62,21 @@ class Control:
 
     @property
     def fleet(self) -> Fleet:
-        """What the master has said last."""
-        workers, draining = _SAID.unpack(os.pread(self._fd, _SAID.size, 0))
+        """What the master has published last."""
+        workers, draining = _FLEET.unpack(os.pread(self._fd, _FLEET.size, 0))
         return Fleet(workers, bool(draining))
 
     def publish_fleet(self, fleet: Fleet) -> None:
-        """Say something as the master."""
-        os.pwrite(self._fd, _SAID.pack(fleet.workers, fleet.draining), 0)
+        """Publish something, as the master."""
+        os.pwrite(self._fd, _FLEET.pack(fleet.workers, fleet.draining), 0)
 
     @property
     def has_served(self) -> bool:
         """Whether any worker has ever got as far as running."""
         return bool(os.pread(self._fd, 1, _SERVED_AT))
 
-    def note_service(self) -> None:
-        """Say that one has."""
+    def mark_served(self) -> None:
+        """Keep for all that one has."""
         os.pwrite(self._fd, b"1", _SERVED_AT)
 
     @property
@@ -106,28 +107,30 @@ class Control:
 
 
 class Heartbeat:
-    """What one worker tells its master: that it lives, and how far it is.
+    """What a master sees of one worker: that it lives, and how far it is.
 
     It takes the place of gunicorn's ``WorkerTmp``, which needs a folder with room in it.
 
     Args:
         cfg: gunicorn's; ``timeout`` counts.
+        clock: returns monotonic seconds, the same for all processes.
 
     Raises:
         OSError: no descriptor is left.
     """
 
-    def __init__(self, cfg: Any) -> None:
+    def __init__(self, cfg: Any, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._fd = os.memfd_create("veillink-worker")
         self._last = State("starting")
         self._longest_look = max(_LONGEST_LOOK, cfg.timeout / 2)
-        self._looked = self._since = time.monotonic()
+        self._looked = self._since = clock()
         os.pwrite(self._fd, _BEAT.pack(0), 0)
         self.enter(self._last)
 
     def notify(self) -> None:
         """Give a sign of life."""
-        os.pwrite(self._fd, _BEAT.pack(time.monotonic()), 0)
+        os.pwrite(self._fd, _BEAT.pack(self._clock()), 0)
 
     def last_update(self) -> float:
         """Return when the last one came, in monotonic seconds; before the first one it is always now.
@@ -135,7 +138,7 @@ class Heartbeat:
         When the master comes late to look, it has not run itself, as while all of them are paused: then each worker has
         its whole time from now on (before, ``docker pause`` for 7 s had all of them killed with a timeout of 4 s).
         """
-        now = time.monotonic()
+        now = self._clock()
         if now - self._looked > self._longest_look:
             self._since = now
         self._looked = now
@@ -143,7 +146,7 @@ class Heartbeat:
         return max(beat or now, self._since)
 
     def enter(self, state: State) -> None:
-        """Say how far the worker is."""
+        """Write how far the worker is."""
         os.pwrite(self._fd, _STATE.pack(state.phase.encode(), state.reads), _BEAT.size)
 
     @property

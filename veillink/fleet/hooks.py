@@ -35,7 +35,7 @@ def on_starting(arbiter: Any) -> None:
 
 
 def pre_fork(arbiter: Any, worker: Worker) -> None:
-    """Give a worker its scoreboard."""
+    """Give a worker what it shares with its siblings."""
     worker.scoreboard = scoreboard_of(arbiter)
     worker.claims = claims_of(arbiter)
     worker.is_first = not worker.scoreboard.control.has_served
@@ -43,7 +43,7 @@ def pre_fork(arbiter: Any, worker: Worker) -> None:
 
 
 def child_exit(arbiter: Any, worker: Worker) -> None:
-    """Keep the account of a worker that is no more."""
+    """Archive what a worker that is no more has counted."""
     try:
         scoreboard_of(arbiter).archive_worker(worker.age)
     except OSError as error:
@@ -51,7 +51,7 @@ def child_exit(arbiter: Any, worker: Worker) -> None:
 
 
 def nworkers_changed(arbiter: Any, count: int, _: int | None) -> None:
-    """Tell the workers among how many the limits are divided."""
+    """Publish among how many workers the limits are divided."""
     scoreboard_of(arbiter).control.publish_fleet(Fleet(count))
 
 

@@ -49,7 +49,7 @@ def run_workers(settings: Settings) -> int:
             _check_listeners(settings, listening)
             check_pid(settings.pidfile)
         scoreboard = _make_scoreboard()
-        app = _Application(settings)
+        app = FleetApplication(settings)
         for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS"):
             os.environ.pop(name, None)  # gunicorn would say READY before any worker is
         gc.collect()
@@ -97,12 +97,19 @@ def _check_listeners(settings: Settings, listening: Mapping[Address, socket.sock
             raise StartupError(f"{address} is another VeilLink's, which would share its clients; stop it first")
 
 
-class _Application(BaseApplication):
+class FleetApplication(BaseApplication):
+    """What gunicorn's arbiter is to run, and how.
+
+    Args:
+        settings: of all workers.
+    """
+
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         super().__init__()
 
     def load_config(self) -> None:
+        """Set gunicorn's settings; none comes from its own command line or files."""
         drain = self._settings.drain_timeout + LONGEST_CUT
         for name, value in {
             "bind": [],
@@ -122,4 +129,5 @@ class _Application(BaseApplication):
             self.cfg.set(name, value)
 
     def load(self) -> Forwarder:
+        """Return what the workers run."""
         return Forwarder(lambda: self._settings)

@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Final
 
 from gunicorn.app.base import BaseApplication
@@ -24,13 +24,13 @@ from veillink.daemon.supervisor import ServiceNotifier
 from veillink.fleet.control import Fleet
 from veillink.fleet.hooks import child_exit, pre_exec, signals_held
 from veillink.fleet.journal import Journal, MasterLog
+from veillink.fleet.reload import FleetReload
 from veillink.fleet.scoreboard import Scoreboard
 from veillink.fleet.worker import Worker
 from veillink.model import Address, Settings, StartupError
 from veillink.net.ticker import lived
 
 _LOOK: Final = 0.05  # seconds, while workers are waited for
-_RELOAD_TIME: Final = 30.0  # after which a reload counts as done, whoever has not answered
 _START_PAUSE: Final = 1.0  # after a worker that could not start
 STOPS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 # How the program that takes this one's place says that it serves: people and terminals send the others.
@@ -38,7 +38,17 @@ _SERVES: Final = signal.SIGRTMIN
 
 
 class Master(Arbiter):
-    """Reloads in place, stops as one process does, and hands over to a new program once that one serves."""
+    """Reloads in place, stops as one process does, and hands over to a new program once that one serves.
+
+    Args:
+        app: what gunicorn runs.
+        settings: of all workers.
+        scoreboard: that they share.
+        journal: the log of the master.
+        notifier: tells the service manager how all of them fare.
+        listening: sockets that the master was handed over.
+        clock: returns monotonic seconds.
+    """
 
     SIGNALS: ClassVar[list[int]] = [*Arbiter.SIGNALS, _SERVES]
 
@@ -50,15 +60,16 @@ class Master(Arbiter):
         journal: Journal,
         notifier: ServiceNotifier,
         listening: Mapping[Address, socket.socket],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.veillink_scoreboard = scoreboard
         self.listening = listening
         self._settings = settings
         self._journal = journal
         self._notifier = notifier
+        self._clock = clock
         self._ready = False
-        self._reading: dict[int, int] = {}
-        self._reading_until = 0.0
+        self._reload = FleetReload()
         self._not_before = 0.0
         self._leaving: set[int] = set()
         self._stopping = False
@@ -77,7 +88,7 @@ class Master(Arbiter):
     def wait_for_signals(self, timeout: float | None = 1.0) -> list[int]:
         """Look after the workers, wait, and return the signals that came."""
         self._look_after()
-        if self._reading or not self._ready:
+        if self._reload.is_under_way or not self._ready:
             timeout = _LOOK
         elif self._notifier.watchdog:
             timeout = min(1.0, self._notifier.watchdog / 3)
@@ -94,17 +105,11 @@ class Master(Arbiter):
         if self._notifier.watchdog:
             self._notifier.alive()
         self.veillink_scoreboard.keep()
-        if self._ready and not self._reading:
-            return
-        running = self._running()
-        if not self._ready and len(running) >= self.num_workers:
+        if not self._ready and len(self._reads()) >= self.num_workers:
             self._ready = True
             self._announce()
-        if self._reading:
-            unread = [age for age, reads in self._reading.items() if age in running and running[age] <= reads]
-            if not unread or time.monotonic() > self._reading_until:
-                self._reading = {}
-                self._notifier.ready(self._summary())
+        if self._reload.is_under_way and self._reload.ends(self._reads(), self._clock()):
+            self._notifier.ready(self._summary())
 
     def _announce(self) -> None:
         try:
@@ -119,22 +124,22 @@ class Master(Arbiter):
     def _summary(self) -> str:
         return f"{self.num_workers} workers"
 
-    def _staying(self) -> dict[int, int]:
-        """Return the numbers of the workers that were not told to leave, by pid, the oldest first."""
+    def staying(self) -> dict[int, int]:
+        """Return the numbers of the workers that are not to leave, by pid, the oldest first."""
         ages = {pid: worker.age for pid, worker in self.WORKERS.items() if worker.age not in self._leaving}
         return dict(sorted(ages.items(), key=lambda item: item[1]))
 
-    def _running(self) -> dict[int, int]:
-        """Return how often each of them has read the rules' file, by its number, of those that run."""
+    def _reads(self) -> dict[int, int]:
+        """Return how often each of them that runs has read the rules' file, by its number."""
         staying: list[Any] = [worker for worker in self.WORKERS.values() if worker.age not in self._leaving]
         states = {worker.age: worker.tmp.state for worker in staying}
         return {age: state.reads for age, state in states.items() if state.phase == "running"}
 
     def manage_workers(self) -> None:
         """Start or end as many as are missing or too many; gunicorn's would count those that still drain."""
-        staying = self._staying()
+        staying = self.staying()
         for _ in range(self.num_workers - len(staying)):
-            if time.monotonic() >= self._not_before:
+            if self._clock() >= self._not_before:
                 self.spawn_worker()
         for pid, age in tuple(staying.items())[: max(0, len(staying) - self.num_workers)]:
             self._leaving.add(age)
@@ -149,7 +154,7 @@ class Master(Arbiter):
         except (OSError, RuntimeError) as error:
             if os.getpid() != own:
                 raise
-            self._not_before = time.monotonic() + _START_PAUSE
+            self._not_before = self._clock() + _START_PAUSE
             self._journal.write("error", f"no worker can be started now: {error}")
             return None
 
@@ -157,21 +162,20 @@ class Master(Arbiter):
         """Keep its account, and start no other one in its place at once when it could not start."""
         phase = worker.tmp.state.phase
         if phase == "starting":
-            self._not_before = time.monotonic() + _START_PAUSE
+            self._not_before = self._clock() + _START_PAUSE
         self._leaving.discard(worker.age)
         self._cut_short = self._cut_short or (self._stopping and phase not in ("starting", Outcome.DRAINED.value))
         child_exit(self, worker)
 
     def reload(self) -> None:
         """Have every worker read the rules again, in place."""
-        if not self._ready:  # nothing is to be told before that; who starts later reads them as they are then
+        if not self._ready:  # the manager hears nothing before that; who starts later reads them as they are then
             self.kill_workers(signal.SIGHUP)
             return
         self._notifier.reloading()
-        self._reading = self._running()
-        self._reading_until = time.monotonic() + _RELOAD_TIME
+        self._reload.begin(self._reads(), self._clock())
         self.kill_workers(signal.SIGHUP)
-        if not self._reading:  # all of them are just being replaced
+        if not self._reload.is_under_way:  # all of them are just being replaced
             self._notifier.ready(self._summary())
 
     # --- a new program ---

@@ -60,11 +60,6 @@ class Scoreboard:
         scoreboard.keep()
         return scoreboard
 
-    @property
-    def folder(self) -> Path:
-        """The first one."""
-        return self._folders[0].path if self._folders else Path(os.devnull)
-
     def keep(self) -> None:
         """Make a folder again when somebody has removed it, as systemd-logind does, with what the dead have left."""
         for folder in self._folders:
@@ -197,7 +192,7 @@ class Slot:
         """Tell the master how far this worker is."""
         self._heartbeat.enter(state)
         if state.phase == "running":
-            self.control.note_service()
+            self.control.mark_served()
 
     def publish(self, status: Status) -> None:
         """Show the worker's state, as ``ProcessStatus.status`` returns it.

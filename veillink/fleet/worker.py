@@ -1,6 +1,6 @@
 """Be one of several processes under gunicorn's arbiter, each of which forwards as one alone would.
 
-Rule: what runs in the arbiter's process starts no loop, and no error there may cost a connection.
+Rule: it is made in the arbiter's process, where no loop may start; ``run`` is the first to need one, after the fork.
 """
 
 import faulthandler
@@ -30,9 +30,6 @@ _FOR_THE_MASTER: Final = (signal.SIGINT, signal.SIGUSR2, signal.SIGWINCH, signal
 _TOO_EARLY: Final = (signal.SIGHUP, signal.SIGUSR1)
 _BEAT: Final = 1.0  # seconds from one sign of life to the next
 
-# gunicorn's own sign of life is a file in a folder that may be full or gone.
-base.WorkerTmp = Heartbeat  # type: ignore[assignment, attr-defined]
-
 
 class Forwarder:
     """What gunicorn's workers load.
@@ -55,7 +52,14 @@ app: Final = Forwarder(from_environment)
 
 
 class Worker(base.Worker):
-    """One of the processes."""
+    """One of the processes.
+
+    Args:
+        arguments: gunicorn's.
+
+    Raises:
+        OSError: no descriptor is left.
+    """
 
     tmp: Any
     scoreboard: Scoreboard
@@ -66,6 +70,11 @@ class Worker(base.Worker):
     """Whether none before it has ever run."""
     listening: Mapping[Address, socket.socket] = {}
     """Sockets that the master was handed over."""
+
+    def __init__(self, *arguments: Any) -> None:
+        # gunicorn's own heartbeat is a file in a folder that may be full or gone
+        base.WorkerTmp = Heartbeat  # type: ignore[assignment, attr-defined]
+        super().__init__(*arguments)
 
     def init_signals(self) -> None:
         """Forget the master's handlers; from the start of its loop on the process heeds signals itself."""
@@ -81,7 +90,7 @@ class Worker(base.Worker):
             SystemExit: with 0, 1 when connections had to be cut, or what makes gunicorn give up when none can start.
         """
         faulthandler.enable()  # the master ends one that hangs with SIGABRT: this tells where it hung
-        gevent.spawn(self._beat_forever)
+        gevent.spawn(self._beat_until_orphaned)
         forwarder: Any = self.wsgi
         settings: Settings = forwarder.settings()
         slot = Slot(self.scoreboard, self.tmp, self.age)
@@ -94,7 +103,7 @@ class Worker(base.Worker):
             sys.exit(Arbiter.WORKER_BOOT_ERROR)
         sys.exit(0 if outcome is Outcome.DRAINED else 1)
 
-    def _beat_forever(self) -> None:
+    def _beat_until_orphaned(self) -> None:
         while os.getppid() == self.ppid:
             self.notify()
             gevent.sleep(min(_BEAT, self.timeout / 2 or _BEAT))
