@@ -19,11 +19,6 @@ class Places:
         self._spread = spread
         self._held: dict[object, int] = {}
 
-    @property
-    def held(self) -> int:
-        """How many are in use."""
-        return sum(self._held.values())
-
     def take(self, party: object) -> bool:
         """Take one, if there is one for this party."""
         held = self._held.get(party, 0)
