@@ -174,9 +174,9 @@ class Log:
 
     def _unlimit(self, key: tuple[str, str], timer: Any) -> None:
         timer.close()
-        self._tell_suppressed(key)
+        self._log_suppressed(key)
 
-    def _tell_suppressed(self, key: tuple[str, str]) -> None:
+    def _log_suppressed(self, key: tuple[str, str]) -> None:
         count = self._suppressed.pop(key, 0)
         if count:
             self.warning(f"{key[0]}: {count} suppressed", about=key[1])
@@ -215,13 +215,13 @@ class Log:
         return self._refused + self._unwritten
 
     def close(self, timeout: float = 1.0) -> None:
-        """Write what is queued, and tell on stderr how many lines were lost.
+        """Write what is queued, and say on stderr how many lines were lost.
 
         Args:
             timeout: how long to wait for a reader that takes nothing, in seconds.
         """
         for key in tuple(self._suppressed):
-            self._tell_suppressed(key)
+            self._log_suppressed(key)
         self._queue.put(None)
         until, steps = time.monotonic() + _LONGEST_CLOSE, -1
         while self._writer.is_alive() and steps != self._steps and time.monotonic() < until:
@@ -229,7 +229,7 @@ class Log:
             self._writer.join(timeout)
         left = self._in_hand + max(0, self._queue.qsize() - 1)  # one is the end
         if lost := self.dropped - self._reported + left:
-            _tell_at_last(self._lines.line("warning", _lost(lost), {}))
+            _write_to_stderr(self._lines.line("warning", _lost(lost), {}))
 
     def _write_all(self) -> None:
         torn = b""
@@ -307,7 +307,7 @@ def _lost(count: int) -> str:
     return f"{count} log lines dropped"
 
 
-def _tell_at_last(line: str) -> None:
+def _write_to_stderr(line: str) -> None:
     """Write a line to stderr, if that takes one at once: it may be the same pipe, whose reader has stopped."""
     with contextlib.suppress(OSError, ValueError):
         if select.select([], [2], [], 0)[1]:

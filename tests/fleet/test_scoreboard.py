@@ -67,7 +67,7 @@ def test_one_that_runs_speaks_for_those_that_do_not(scoreboard: Scoreboard) -> N
 
 
 def test_the_dead_are_counted_once_at_every_moment(scoreboard: Scoreboard) -> None:
-    """One thread buries, another reads: not even for a moment is somebody missing, or counted twice."""
+    """One thread archives, another reads: not even for a moment is somebody missing, or counted twice."""
     dying = slots(scoreboard, 60)
     Slot(scoreboard, Heartbeat(Cfg()), 1000).publish(state(1, 0, 1))
     for slot in dying:

@@ -530,7 +530,7 @@ def test_what_a_client_is_called_does_no_harm_to_the_terminal(
     assert b"\x1b" not in done.stdout
 
 
-def test_a_window_that_cannot_be_opened_is_told_and_nothing_is_started(tmp_path: Path) -> None:
+def test_an_admin_endpoint_that_cannot_be_opened_is_told_and_nothing_is_started(tmp_path: Path) -> None:
     (tmp_path / "rules.csv").write_text(f"{HOST}:{free_port()},{HOST},1\n")
     with socket.create_server((HOST, 0)) as taken:
         arguments = ["--config", str(tmp_path / "rules.csv"), f"--admin={HOST}:{taken.getsockname()[1]}"]

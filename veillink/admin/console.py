@@ -31,13 +31,13 @@ def ask(admin: AdminSettings) -> tuple[Any, Any]:
     Raises:
         NoAnswer: nobody is there, the token is wrong, or the answers are no VeilLink's.
     """
-    told: list[str] = []
+    reasons: list[str] = []
     for address in admin.addresses:
         try:
             return _json(address, admin, "/api/status"), _json(address, admin, "/api/connections")
         except NoAnswer as why:
-            told.append(str(why))
-    raise NoAnswer("; ".join(told))
+            reasons.append(str(why))
+    raise NoAnswer("; ".join(reasons))
 
 
 def is_alive(admin: AdminSettings) -> bool:

@@ -107,7 +107,7 @@ class Server(WSGIServer):
         sock: listens there; it is closed in the end.
         answer: the WSGI application.
         slots: for its connections.
-        log: told of faults of our own.
+        log: gets faults of our own.
     """
 
     def __init__(self, sock: Any, answer: Callable[..., Any], slots: Slots, log: Log) -> None:
@@ -115,11 +115,11 @@ class Server(WSGIServer):
         own = {"SERVER_NAME": "veillink"}
         super().__init__(sock, answer, spawn=slots, log=None, error_log=None, handler_class=_Handler, environ=own)
         self.slots = slots
-        self._told = log
+        self._log = log
 
     def log_error(self, lines: list[str]) -> None:
         """Say what went wrong here."""
-        self._told.error("unforeseen error", traceback="".join(lines))
+        self._log.error("unforeseen error", traceback="".join(lines))
 
     def handle(self, sock: Any, address: Any) -> None:
         """Serve one connection, as long as it keeps to its time."""

@@ -64,8 +64,8 @@ class Admin:
         names: the host names it may be called by without a token, beside every IP literal and ``localhost``.
         token: what has to be shown, or nothing.
         most: connections at a time.
-        shown: what the answers tell.
-        log: told of faults of our own.
+        shown: what the answers are about.
+        log: gets faults of our own.
     """
 
     def __init__(

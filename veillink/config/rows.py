@@ -148,7 +148,7 @@ class Separator:
 
     Args:
         char: the character.
-        name: as it is told.
+        name: as the operator reads it.
         blanks: what may stand around a cell and is no part of it.
         cell: matches one cell and the separator after it.
     """

@@ -25,7 +25,7 @@ class AdminEndpoint:
         asked: where it is to be, if anywhere.
         most: connections at a time.
         member: of which fleet the process is.
-        log: told of faults of our own.
+        log: gets faults of our own.
     """
 
     def __init__(self, asked: AdminSettings | None, most: int, member: Membership, log: Log) -> None:

@@ -14,12 +14,8 @@ from typing import Final
 from veillink.model import StartupError
 
 _LONGEST_NUMBER: Final = 20
-
-
 _STARTTIME: Final = 22 - 3  # the field of proc_pid_stat(5), counted behind the name
-
-
-_ROUNDING: Final = 2.0  # seconds
+_ROUNDING: Final = 2.0  # seconds that clocks and files' times may differ by
 
 
 def check_pid(path: str, instead_of: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""Speak with the service manager: what it is told, the sockets that it hands over, the file with our number.
+"""Speak with the service manager: how the process fares, and which sockets it is handed over.
 
 Rule: without a manager nothing happens; a manager that does not listen is no error.
 """
@@ -63,16 +63,16 @@ class ServiceNotifier:
             self._socket.close()
 
     def _notify(self, *lines: str) -> None:
-        said = "\n".join(map(printable, lines)).encode(errors="backslashreplace")
+        message = "\n".join(map(printable, lines)).encode(errors="backslashreplace")
         with contextlib.suppress(OSError):
             sock = self._socket or self._open()
             if sock is None:
                 return
             try:
-                sock.send(said)
+                sock.send(message)
             except OSError:  # not connected yet, or the manager has been started anew
                 sock.connect(self._path)
-                sock.send(said)
+                sock.send(message)
 
     def _open(self) -> socket.socket | None:
         if self._path:

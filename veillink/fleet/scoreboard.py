@@ -26,7 +26,7 @@ _ARCHIVE: Final = "archive"
 _ASK: Final = "asked"
 _STATUS: Final = ".status"
 _CONNECTIONS: Final = ".connections"
-# For so many seconds after somebody has asked for live connections, all workers tell them.
+# For so many seconds after somebody has asked for live connections, all workers publish them.
 _ASKED: Final = 5.0
 
 
@@ -124,7 +124,7 @@ class Scoreboard:
         return {**merge_states(live, gone), "phase": phase, "workers": workers}
 
     def ask_for_connections(self) -> None:
-        """Have every worker tell its live connections from now on."""
+        """Have every worker publish its live connections from now on."""
         with contextlib.suppress(OSError):
             self._write(_ASK, b"")
 
@@ -133,17 +133,16 @@ class Scoreboard:
         return any(time.time() - folder.changed(_ASK) < _ASKED for folder in self._folders)
 
     def connections(self, since: float) -> list[ConnectionState] | None:
-        """Return the live connections of all workers, or ``None`` while one has not told them since then.
+        """Return the live connections of all workers, or ``None`` while one has not published them since then.
 
         Args:
             since: monotonic seconds.
         """
-        found = [self._read(f"{worker}{_CONNECTIONS}") for worker in self._workers()]
         nothing: dict[str, Any] = {"published": 0.0, "connections": []}
-        told = [_loaded(part) or nothing for part in found]
-        if any(each["published"] < since for each in told):
+        found = [_loaded(self._read(f"{worker}{_CONNECTIONS}")) or nothing for worker in self._workers()]
+        if any(each["published"] < since for each in found):
             return None
-        return [connection for each in told for connection in each["connections"]]
+        return [connection for each in found for connection in each["connections"]]
 
     def write(self, name: str, value: Mapping[str, Any]) -> None:
         """Replace a file.
@@ -209,8 +208,8 @@ class Slot:
         Raises:
             OSError: there is no place for it.
         """
-        told = {"published": time.monotonic(), "connections": connections}
-        self.scoreboard.write(f"{self.number}{_CONNECTIONS}", told)
+        own = {"published": time.monotonic(), "connections": connections}
+        self.scoreboard.write(f"{self.number}{_CONNECTIONS}", own)
 
 
 def _loaded(data: bytes) -> Any:

@@ -18,8 +18,8 @@ from veillink.stats.snapshot import ConnectionState, Status
 
 # Seconds from one publication to the next: 3,000 rules take 15 ms.
 _PUBLISH: Final = 0.5
-# How long to wait for other workers to tell their connections, and how old these may be, in seconds.
-_TELLING: Final = 1.5
+# How long to wait for other workers to publish their connections, and how old these may be, in seconds.
+_LONGEST_WAIT: Final = 1.5
 _FRESH: Final = 1.0
 
 
@@ -32,7 +32,7 @@ class FleetView:
     Args:
         own: the state of this worker.
         slot: of this worker.
-        log: told when it cannot be published.
+        log: gets why it cannot be published.
     """
 
     def __init__(self, own: ProcessStatus, slot: Slot, log: Log) -> None:
@@ -76,11 +76,11 @@ class FleetView:
         return status or self._own.status()
 
     def connections(self) -> list[ConnectionState]:
-        """Return every live connection of every worker; of one that does not tell them in time, what it last told."""
+        """Return every live connection of every worker; of one that is late, those it published last."""
         scoreboard = self._slot.scoreboard
         scoreboard.ask_for_connections()
         now = time.monotonic()
-        while time.monotonic() < now + _TELLING:
+        while time.monotonic() < now + _LONGEST_WAIT:
             found: list[ConnectionState] | None = in_thread(scoreboard.connections, now - _FRESH)
             if found is not None:
                 return found

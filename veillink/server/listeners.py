@@ -71,7 +71,7 @@ class Listeners:
     """The listeners of a process.
 
     Args:
-        log: told about listeners that cannot be had.
+        log: gets which listeners cannot be had, and why.
         listen: opens one; as ``net.listen`` does.
         inherited: listening sockets that are there already.
         spread: where in the list of addresses to begin, from 0 up to 1.

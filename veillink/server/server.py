@@ -41,7 +41,7 @@ class Server:
     """The rules at work.
 
     Args:
-        log: told about listeners that cannot be had.
+        log: gets which listeners cannot be had, and why.
         fd_budget: what the process may have.
         max_connections: the most connections at a time; 0 for as many as the descriptors allow.
         inherited: listening sockets that are there already.
