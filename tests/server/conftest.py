@@ -10,8 +10,8 @@ from tests.server.running import FD_LIMIT, rules
 from tests.sockets import Journal, Sockets, eventually
 from tests.system.harness import free_port
 from veillink.model import RuleSet
-from veillink.server import listeners
 from veillink.server.fd_budget import FdBudget
+from veillink.server.listeners import PACE, Pace
 from veillink.server.server import Server
 
 
@@ -20,8 +20,8 @@ def start(journal: Journal) -> Iterator[Callable[..., Server]]:
     """Make a server; afterwards nothing of it goes on."""
     servers: list[Server] = []
 
-    def _start(*rows: str, max_connections: int = 0) -> Server:
-        servers.append(Server(journal.log, FdBudget(FD_LIMIT), max_connections))
+    def _start(*rows: str, max_connections: int = 0, pace: Pace = PACE) -> Server:
+        servers.append(Server(journal.log, FdBudget(FD_LIMIT), max_connections, pace=pace))
         servers[-1].apply(rules(*rows))
         return servers[-1]
 
@@ -54,10 +54,3 @@ def backend(sockets: Sockets) -> socket.socket:
 @pytest.fixture
 def other_backend(sockets: Sockets) -> socket.socket:
     return sockets.listener()
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Try listeners that are down again soon."""
-    monkeypatch.setattr(listeners, "_FIRST_RETRY", 0.02)
-    monkeypatch.setattr(listeners, "_LAST_RETRY", 0.05)

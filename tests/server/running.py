@@ -10,9 +10,11 @@ from tests.sockets import Sockets, address_of
 from tests.system.harness import HOST, read_exactly
 from veillink.config.rules import parse
 from veillink.model import Address, RuleSet
+from veillink.server.listeners import Pace
 from veillink.server.server import Server
 
 FD_LIMIT = 1000
+QUICK = Pace(first=0.02, last=0.05, first_unix=0.02, last_unix=0.05, awaited=0.02, look=0.02)
 
 
 def rules(*rows: str) -> RuleSet:

@@ -70,7 +70,7 @@ def test_what_is_needed_is_the_least_with_which_one_connection_fits(listeners: i
     ],
 )
 def test_as_many_connections_are_held_as_descriptors_allow_and_the_operator_wants(
-    max_connections: int, listeners: int, limit: int, start: Start, quick: None
+    max_connections: int, listeners: int, limit: int, start: Start
 ) -> None:
     rows = (f"192.0.2.1:{port},{HOST},80" for port in range(1, 1 + listeners))  # this host has no such address
     assert start(*rows, max_connections=max_connections).limiter.limit == limit

@@ -2,27 +2,28 @@
 
 import socket as stdlib
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from gevent import socket
 
-from tests.server.running import Start, absent, row, rules, talk_to
+from tests.server.running import QUICK, Start, absent, row, rules, talk_to
 from tests.sockets import Journal, Sockets, address_of, eventually
 from tests.system.harness import HOST, free_port, read_exactly
 from tests.system.namespace import Network
 from veillink.model import Address, RuleOptions, RuleSet
 from veillink.net import listening
 from veillink.server import listeners
-from veillink.server.listeners import Listeners
+from veillink.server.listeners import PACE, Listeners
 
 
 def test_a_listener_that_cannot_be_had_is_reported_and_tried_again(
-    sockets: Sockets, start: Start, quick: None, other_port: int, backend: socket.socket, journal: Journal
+    sockets: Sockets, start: Start, other_port: int, backend: socket.socket, journal: Journal
 ) -> None:
     taken = sockets.listener(port=free_port())
     port = address_of(taken).port
-    running = start("# rules", row(port, backend, "name=db"), row(other_port, backend))
+    running = start("# rules", row(port, backend, "name=db"), row(other_port, backend), pace=QUICK)
     assert list(running.down) == [Address(HOST, port)]
     assert talk_to(sockets, other_port, backend).works()
     error = journal.wait_for("cannot listen")
@@ -56,8 +57,7 @@ def test_an_address_this_host_does_not_have_yet_is_waited_for_where_the_kernel_c
     start: Start, port: int, backend: socket.socket, journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listening, "_HAS_FREEBIND", False)
-    monkeypatch.setattr(listeners, "_AWAITED_RETRY", 0.02)
-    running = start(absent(port, backend))
+    running = start(absent(port, backend), pace=QUICK)
     assert "EADDRNOTAVAIL" in running.down[Address("192.0.2.1", port)]
     assert running.can_go_on
     error = journal.wait_for("cannot listen")["message"]
@@ -91,15 +91,12 @@ def test_each_address_that_is_down_has_a_delay_of_its_own(
         return listen(self, address, options)
 
     monkeypatch.setattr(Listeners, "_listen", counted)
-    monkeypatch.setattr(listeners, "_FIRST_UNIX_RETRY", 0.02)
-    monkeypatch.setattr(listeners, "_LAST_UNIX_RETRY", 0.05)
-    monkeypatch.setattr(listeners, "_FIRST_RETRY", 60.0)
     path = tmp_path / "socket"
     with stdlib.socket(socket.AF_UNIX) as other:
         other.bind(str(path))
         other.listen()
         port = address_of(sockets.listener()).port
-        start(row(port, backend), f"unix:{path},{HOST},{address_of(backend).port}")
+        start(row(port, backend), f"unix:{path},{HOST},{address_of(backend).port}", pace=replace(QUICK, first=60.0))
         eventually(lambda: tries[Address(f"unix:{path}", 0)] > 5, 10)
     assert tries[Address(HOST, port)] == 1
 
@@ -107,8 +104,8 @@ def test_each_address_that_is_down_has_a_delay_of_its_own(
 def test_the_delay_of_an_address_that_stays_down_grows() -> None:
     tcp, unix = [0.0], [0.0]
     for _ in range(6):
-        tcp.append(listeners._delay(Address(HOST, 80), tcp[-1]))
-        unix.append(listeners._delay(Address("unix:/path", 0), unix[-1]))
+        tcp.append(PACE.delay(Address(HOST, 80), tcp[-1], awaited=False))
+        unix.append(PACE.delay(Address("unix:/path", 0), unix[-1], awaited=False))
     assert tcp[1:] == [1, 2, 4, 8, 10, 10]
     assert unix[1:] == [0.2, 0.4, 0.8, 0.8, 0.8, 0.8]
 
@@ -122,12 +119,9 @@ def test_a_unix_listener_whose_file_has_gone_listens_anew(
     backend: socket.socket,
     journal: Journal,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if by_itself:
-        monkeypatch.setattr(listeners, "_LOOK", 0.02)
     path = tmp_path / "socket"
-    running = start(f"unix:{path},{HOST},{address_of(backend).port},name=local")
+    running = start(f"unix:{path},{HOST},{address_of(backend).port},name=local", pace=QUICK if by_itself else PACE)
     path.unlink()
     if another:
         with stdlib.socket(socket.AF_UNIX) as passing:
@@ -189,21 +183,21 @@ def test_a_link_local_listener_whose_interface_was_made_anew_listens_there(
 
 
 def test_a_listener_that_is_down_is_given_up_with_its_rule(
-    sockets: Sockets, start: Start, quick: None, other_port: int, backend: socket.socket
+    sockets: Sockets, start: Start, other_port: int, backend: socket.socket
 ) -> None:
     taken = sockets.listener(port=free_port())
-    running = start(row(address_of(taken).port, backend))
+    running = start(row(address_of(taken).port, backend), pace=QUICK)
     running.apply(rules(row(other_port, backend)))
     assert running.down == {}
     eventually(lambda: running._listeners._keeper is None)
 
 
 def test_a_listener_that_comes_late_serves_the_rule_of_now(
-    sockets: Sockets, start: Start, quick: None, backend: socket.socket, other_backend: socket.socket
+    sockets: Sockets, start: Start, backend: socket.socket, other_backend: socket.socket
 ) -> None:
     taken = sockets.listener(port=free_port())
     port = address_of(taken).port
-    running = start(row(port, backend))
+    running = start(row(port, backend), pace=QUICK)
     running.apply(rules(row(port, other_backend)))
     taken.close()
     eventually(lambda: running.listeners)

@@ -21,18 +21,10 @@ from veillink.net.sockets import error_name, set_keepalive
 from veillink.proxy.service import Binding
 from veillink.server.listener import AcceptOrder, Listener
 
-# Seconds from one try at an address to the next: the first, and as often doubled as it fails, the last.
-_FIRST_RETRY: Final = 1.0
-_LAST_RETRY: Final = 10.0
-_FIRST_UNIX_RETRY: Final = 0.2  # it is free as soon as the program before this one lets go
-_LAST_UNIX_RETRY: Final = 0.8
-_AWAITED_RETRY: Final = 1.0
 # All that have come due within so many seconds are tried in one go, and rest for so many times as long as that took:
 # thousands of them cost 5 % of a core at most.
 _GATHER: Final = 0.05
 _REST: Final = 19.0
-# Seconds from one look at listeners whose place can go to the next.
-_LOOK: Final = 5.0
 
 # This host does not have the address, or the interface of its zone, yet.
 _AWAITED: Final = frozenset({errno.EADDRNOTAVAIL, errno.ENODEV})
@@ -48,6 +40,34 @@ _UNIX_HINTS: Final = {
 }
 
 _NONE: Final[Mapping[Address, socket.socket]] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How often something is tried or looked at, in seconds.
+
+    Args:
+        first: from the first try at an address to the next; each that fails doubles it.
+        last: to which it grows.
+        first_unix: the same for a UNIX socket: it is free as soon as the program before this one lets go.
+        last_unix: to which that grows.
+        awaited: from one try to the next at an address that this host does not have yet.
+        look: from one look at listeners whose place can go to the next.
+    """
+
+    first: float = 1.0
+    last: float = 10.0
+    first_unix: float = 0.2
+    last_unix: float = 0.8
+    awaited: float = 1.0
+    look: float = 5.0
+
+    def delay(self, address: Address, last: float, *, awaited: bool) -> float:
+        """Return after how long an address is tried again; ``last`` is what it was the last time, or 0."""
+        if awaited:
+            return self.awaited
+        first, longest = (self.first_unix, self.last_unix) if address.is_unix else (self.first, self.last)
+        return min(longest, 2 * last) if last else first
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +87,9 @@ class Down:
     due: float
 
 
+PACE: Final = Pace()
+
+
 class Listeners:
     """The listeners of a process.
 
@@ -75,6 +98,7 @@ class Listeners:
         listen: opens one; as ``net.listen`` does.
         inherited: listening sockets that are there already.
         spread: where in the list of addresses to begin, from 0 up to 1.
+        pace: how often what is down is tried.
     """
 
     def __init__(
@@ -83,6 +107,7 @@ class Listeners:
         listen: Callable[..., socket.socket],
         inherited: Mapping[Address, socket.socket] = _NONE,
         spread: float = 0.0,
+        pace: Pace = PACE,
     ) -> None:
         self.open: dict[Address, Listener] = {}
         self.down: dict[Address, Down] = {}
@@ -94,6 +119,7 @@ class Listeners:
         self._open_at = listen
         self._inherited = inherited
         self._spread = spread
+        self._pace = pace
         self._fragile: tuple[Address, ...] = ()
         self._ahead: set[Address] = set()
         self._keeper: gevent.Greenlet[[], None] | None = None
@@ -165,7 +191,7 @@ class Listeners:
         except OSError as error:
             last = self.down.get(address)
             awaited = error.errno in _AWAITED
-            delay = _AWAITED_RETRY if awaited else _delay(address, last.delay if last else 0.0)
+            delay = self._pace.delay(address, last.delay if last else 0.0, awaited=awaited)
             self.down[address] = Down(_reason(error, address), awaited, delay, now + delay)
             return False
         self.open[address] = Listener(sock, address, binding, self.cut, self._order)
@@ -200,14 +226,14 @@ class Listeners:
     # --- in the background ---
 
     def _keep(self) -> None:
-        look = time.monotonic() + _LOOK
+        look = time.monotonic() + self._pace.look
         while self._fragile or self.down:
             due = min([down.due for down in self.down.values()], default=look)
             gevent.sleep(max(_GATHER, min(look, due) - time.monotonic()))
             began = time.monotonic()
             if began >= look:
                 self._reopen_displaced()
-                look = began + _LOOK
+                look = began + self._pace.look
             due_now = [address for address, down in self.down.items() if down.due <= began]
             self._retry([address for address in due_now if address.is_unix])
             self._retry([address for address in due_now if not address.is_unix])
@@ -242,11 +268,6 @@ class Listeners:
         if self._keeper is not None:
             self._keeper.kill()
             self._keeper = None
-
-
-def _delay(address: Address, last: float) -> float:
-    first, longest = (_FIRST_UNIX_RETRY, _LAST_UNIX_RETRY) if address.is_unix else (_FIRST_RETRY, _LAST_RETRY)
-    return min(longest, 2 * last) if last else first
 
 
 def _reason(error: OSError, address: Address) -> str:

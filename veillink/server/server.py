@@ -25,7 +25,7 @@ from veillink.proxy.service import Binding, Service
 from veillink.proxy.shared import Shared
 from veillink.server.fd_budget import FdBudget, fitting
 from veillink.server.listener import Listener
-from veillink.server.listeners import Listeners
+from veillink.server.listeners import PACE, Listeners, Pace
 from veillink.stats.ledger import Ledger
 from veillink.stats.snapshot import RuleState
 
@@ -48,6 +48,7 @@ class Server:
         worker: the process's number among several that listen at the same addresses; 0: it is alone.
         memory: bytes that all processes may have together; 0 is no limit.
         open_at: opens a listening socket; as ``net.listen`` does.
+        pace: how often listeners that are down are tried.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Server:
         worker: int = 0,
         memory: int = 0,
         open_at: Callable[..., socket.socket] = listen,
+        pace: Pace = PACE,
     ) -> None:
         self.division = Division()
         self.limiter = ConnectionLimiter(self.division)
@@ -71,7 +73,7 @@ class Server:
         self._max_connections = max_connections
         self._inherited = inherited
         self._has_siblings = worker > 0
-        self._listeners = Listeners(log, open_at, inherited, worker * _GOLDEN % 1)
+        self._listeners = Listeners(log, open_at, inherited, worker * _GOLDEN % 1, pace)
         self._services: dict[_Key, Service] = {}
         self._retired: dict[_Key, Service] = {}
         self.limiter.room = 0
