@@ -8,10 +8,10 @@ from gevent import socket
 
 from tests.proxy.connecting import FOREVER, Connect, Outcome, Within, outcome
 from tests.proxy.front import Forward, Front
+from tests.proxy.making import TICK
 from tests.sockets import Journal, Sockets
 from tests.system.harness import HOST
 from veillink.model import Address, Rule, RuleOptions, Target
-from veillink.net import ticker
 from veillink.net.places import Places
 from veillink.net.resolver import Resolver
 from veillink.net.unix_queue import UnixQueues
@@ -21,14 +21,13 @@ from veillink.proxy.upstream import Upstream
 
 
 @pytest.fixture
-def forward(sockets: Sockets, journal: Journal, monkeypatch: pytest.MonkeyPatch) -> Iterator[Forward]:
+def forward(sockets: Sockets, journal: Journal) -> Iterator[Forward]:
     """Make a front for these targets; every descriptor it took has to be given back."""
-    monkeypatch.setattr(ticker, "_TICK", 0.01)
     fronts: list[Front] = []
 
-    def _forward(*targets: Address | Target, **limits: Any) -> Front:
+    def _forward(*targets: Address | Target, tick: float = TICK, **limits: Any) -> Front:
         whole = tuple(target if isinstance(target, Target) else Target(target) for target in targets)
-        fronts.append(Front(sockets, journal, whole, RuleOptions(**limits)))
+        fronts.append(Front(sockets, journal, whole, RuleOptions(**limits), tick))
         return fronts[-1]
 
     yield _forward

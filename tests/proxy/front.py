@@ -27,10 +27,17 @@ FIELDS = "time,rule,id,client,listen,target,tried,bytes_in,bytes_out,connect_ms,
 class Front:
     """Serves clients of one rule."""
 
-    def __init__(self, sockets: Sockets, journal: Journal, targets: tuple[Target, ...], options: RuleOptions) -> None:
+    def __init__(
+        self,
+        sockets: Sockets,
+        journal: Journal,
+        targets: tuple[Target, ...],
+        options: RuleOptions,
+        tick: float,
+    ) -> None:
         self.sockets = sockets
         self.journal = journal
-        self.shared = shared = make_shared(journal.log, sockets.peer_watch)
+        self.shared = shared = make_shared(journal.log, sockets.peer_watch, tick=tick)
         self.ledger, self.ticker = shared.ledger, shared.ticker
         self.turned: list[tuple[Address, str]] = []
         rule = Rule("web", LISTEN, 3, targets, options)

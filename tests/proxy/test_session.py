@@ -10,12 +10,12 @@ import pytest
 from gevent import socket
 
 from tests.proxy.front import FIELDS, Forward, is_reset
+from tests.proxy.making import look
 from tests.sockets import Sockets, address_of, eventually, open_files
 from tests.system.harness import HOST, free_port, read_exactly, read_to_eof, reset
 from veillink.model import Address, End, Ended, Target
-from veillink.net import resolver, ticker
+from veillink.net import resolver
 from veillink.net.stream import Stream
-from veillink.proxy import relay
 from veillink.proxy.pool import Pool
 from veillink.proxy.relay import Relay
 from veillink.proxy.session import CancelScope
@@ -192,9 +192,8 @@ def test_a_client_that_leaves_while_its_target_is_tried_again_and_again_ends_tha
 
 
 def test_a_client_that_leaves_just_after_the_target_was_connected_has_reset(
-    forward: Forward, sockets: Sockets, backend: socket.socket, monkeypatch: pytest.MonkeyPatch
+    forward: Forward, sockets: Sockets, backend: socket.socket
 ) -> None:
-    monkeypatch.setattr(ticker, "_TICK", 0.1)
     front = forward(sockets.silent(), address_of(backend), connect_timeout=0.6)  # so long that the client was looked at
     client = front.client()
     client.shutdown(socket.SHUT_WR)  # nobody reads from it any more: the reset has to be told
@@ -321,14 +320,13 @@ def test_who_has_sent_what_a_unix_target_has_not_read_sees_no_clean_end(amount: 
         assert len(read_to_eof(target)) <= line["bytes_in"]
 
 
-def test_a_limit_of_zero_is_off(
-    forward: Forward, sockets: Sockets, backend: socket.socket, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(relay, "_PARK_AFTER", 0.03)
+def test_a_limit_of_zero_is_off(forward: Forward, sockets: Sockets, backend: socket.socket) -> None:
     front = forward(address_of(backend), connect_timeout=0, half_close_timeout=0)
     client, target = front.connected(backend)
     client.shutdown(socket.SHUT_WR)
     assert read_to_eof(target) == b""
+    (relay,) = front.ticker._watched
+    assert not look(relay, time.monotonic() + 1e9)  # it is not even looked at any more
     eventually(lambda: not front.ticker._watched)
     target.close()
     assert front.access()["end"] == End.CLOSED

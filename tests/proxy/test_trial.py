@@ -12,11 +12,10 @@ from gevent import socket
 from gevent.hub import spawn_raw
 
 from tests.proxy.front import Forward, Front
+from tests.proxy.making import NO_TICK
 from tests.sockets import Sockets, address_of, eventually
 from tests.system.harness import read_to_eof, reset
 from veillink.model import Address, End, Ended
-from veillink.net import ticker
-from veillink.proxy import trial
 
 
 def serving(sockets: Sockets, behaviour: Callable[[socket.socket], object], *, unix: str = "") -> Address:
@@ -107,12 +106,12 @@ def answer_questions(sock: socket.socket) -> None:
         sock.close()  # with unread bytes
 
 
-def test_a_client_whose_bytes_targets_do_not_like_takes_none_out(
-    forward: Forward, sockets: Sockets, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(trial, "_BESIDE", 60.0)  # so that no slow machine makes a difference
+def test_a_client_whose_bytes_targets_do_not_like_takes_none_out(forward: Forward, sockets: Sockets) -> None:
     front = forward(serving(sockets, answer_questions), serving(sockets, answer_questions), max_fails=1)
     assert [visit(front) for _ in range(2)] == [End.CLOSED] * 2
+    for member in front.service.upstream.pool.members.values():
+        assert member.answered
+        member.answered += 60  # so that no slow machine makes a difference
     assert [visit(front, b"garbage") for _ in range(4)] == [End.TARGET_RESET] * 4
     assert front.turned == []
 
@@ -174,11 +173,10 @@ def test_a_target_that_was_out_and_keeps_a_silent_client_for_a_moment_is_back(
 
 @pytest.mark.parametrize("says", [b"", b"question"])
 def test_a_client_that_leaves_at_once_proves_nothing_either_way(
-    says: bytes, forward: Forward, sockets: Sockets, monkeypatch: pytest.MonkeyPatch
+    says: bytes, forward: Forward, sockets: Sockets
 ) -> None:
-    monkeypatch.setattr(ticker, "_TICK", 10)
     target = serving(sockets, wait)
-    front = forward(target, address_of(sockets.listener()), max_fails=1, fail_timeout=60)
+    front = forward(target, address_of(sockets.listener()), tick=NO_TICK, max_fails=1, fail_timeout=60)
     member = front.fail(target)
     for failing in (True, False):
         member.failing = failing

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final, Protocol
 
 from gevent.hub import get_hub
@@ -13,12 +13,12 @@ _CLOSE_TICK: Final = 0.01
 _CLOSE_SHARE: Final = 0.001
 
 
-def lived(seconds: float) -> Iterator[None]:
+def lived(seconds: float, clock: Callable[[], float] = time.monotonic) -> Iterator[None]:
     """Yield again and again until this process has lived for so many seconds: a pause counts as a tick at most."""
-    last = time.monotonic()
+    last = clock()
     while seconds > 0:
         yield
-        now = time.monotonic()
+        now = clock()
         seconds -= min(now - last, _TICK)
         last = now
 
@@ -40,11 +40,13 @@ class Ticker:
 
     Args:
         period: seconds from tick to tick.
+        clock: tells the time, in monotonic seconds.
     """
 
-    def __init__(self, period: float = _TICK) -> None:
+    def __init__(self, period: float = _TICK, clock: Callable[[], float] = time.monotonic) -> None:
         self.period = period
         self.lost = 0.0
+        self._clock = clock
         self._due = 0.0
         self._watched: set[Watched] = set()
         self._timer: Any = None
@@ -55,7 +57,7 @@ class Ticker:
         """Look at this with every tick until it says that it is enough."""
         self._watched.add(watched)
         if self._timer is None:
-            self._due = time.monotonic() + self.period
+            self._due = self._clock() + self.period
             self._timer = get_hub().loop.timer(self.period, self.period, ref=False)
             self._timer.start(self._tick)
 
@@ -79,7 +81,7 @@ class Ticker:
         get_hub().loop.run_callback(self._tick_all)
 
     def _account(self) -> float:
-        now = time.monotonic()
+        now = self._clock()
         if now - self._due > self.period:
             self.lost += now - self._due
         self._due = now + self.period
