@@ -14,12 +14,12 @@ import hypothesis
 import pytest
 from gevent.hub import get_hub
 
+from tests.names import NameServer
 from tests.sockets import Journal, Sockets, address_of
 from tests.system.harness import HOST, free_port
 from veillink.daemon import process as daemon
 from veillink.daemon.commands import SIGNALS, Command, CommandQueue
 from veillink.model import Address
-from veillink.net import resolver
 from veillink.net.resolver import Resolver
 
 _TURNS = "PYTEST_TURNS"  # where a run's processes find each other
@@ -112,9 +112,23 @@ def signals(hub: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Command
 
 
 @pytest.fixture
-def book(journal: Journal) -> Iterator[Resolver]:
-    book = Resolver(journal.log, 8)
+def name_server() -> Iterator[NameServer]:
+    name_server = NameServer()
+    yield name_server
+    name_server.awake.set()
+
+
+@pytest.fixture
+def hosts(name_server: NameServer) -> dict[str, tuple[str, ...]]:
+    """What the name server knows."""
+    return name_server.hosts
+
+
+@pytest.fixture
+def book(journal: Journal, name_server: NameServer) -> Iterator[Resolver]:
+    book = Resolver(journal.log, 8, name_server)
     yield book
+    name_server.awake.set()
     book.keep({})
     book._threads.kill()
 
@@ -127,15 +141,3 @@ def live(sockets: Sockets) -> Address:
 @pytest.fixture
 def refusing() -> Address:
     return Address(HOST, free_port())
-
-
-@pytest.fixture
-def hosts(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[str, ...]]:
-    """Stand for the name server."""
-    table: dict[str, tuple[str, ...]] = {}
-    monkeypatch.setattr(
-        resolver,
-        "_getaddrinfo",
-        lambda host: (table.get(host, ()), *(("", False) if host in table else ("unknown", True))),
-    )
-    return table

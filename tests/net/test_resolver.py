@@ -4,9 +4,7 @@ import errno
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 from types import SimpleNamespace
@@ -16,39 +14,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.names import NXDOMAIN, NameServer
 from tests.sockets import Journal, eventually
 from veillink.net import resolver
-from veillink.net.resolver import Answer, Name, Resolver, interleave
+from veillink.net.resolver import Name, Resolver, interleave
 
 MOST = 16  # look-ups at a time
-NXDOMAIN = "Name or service not known"
+PERIOD = 0.01  # seconds from one look at what is due to the next
 TROUBLE = [socket.EAI_AGAIN, socket.EAI_FAIL, socket.EAI_MEMORY, socket.EAI_SYSTEM]
-
-
-class NameServer:
-    """Stands for ``getaddrinfo``: answers from a table, not at all while it hangs, and notes who was asked for."""
-
-    def __init__(self) -> None:
-        self.hosts: dict[str, tuple[str, ...]] = {}
-        self.asked: Counter[str] = Counter()
-        self.hanging: set[str] = set()
-        self.awake = threading.Event()
-
-    def __call__(self, host: str) -> Answer:
-        if host in self.hanging:
-            self.asked[host] += 1
-            self.awake.wait(20)
-            return self.answer(host)
-        answer = self.answer(host)
-        self.asked[host] += 1  # last: who sees this may change the table
-        return answer
-
-    def hung(self) -> int:
-        """Return how often it was asked for names that hang."""
-        return sum(self.asked[host] for host in self.hanging)
-
-    def answer(self, host: str) -> Answer:
-        return (self.hosts[host], "", False) if host in self.hosts else ((), NXDOMAIN, True)
 
 
 class Clock:
@@ -62,23 +35,18 @@ class Clock:
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[NameServer]:
-    server = NameServer()
-    monkeypatch.setattr(resolver, "_getaddrinfo", server)
-    yield server
-    server.awake.set()
+def server(name_server: NameServer) -> NameServer:
+    return name_server
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(resolver, "time", clock)
-    return clock
+def clock() -> Clock:
+    return Clock()
 
 
 @pytest.fixture
 def book(journal: Journal, server: NameServer, clock: Clock) -> Iterator[Resolver]:
-    book = Resolver(journal.log, MOST)
+    book = Resolver(journal.log, MOST, server, clock.monotonic, PERIOD)
     threads = book._threads
     yield book
     book.keep({})
@@ -90,8 +58,7 @@ def book(journal: Journal, server: NameServer, clock: Clock) -> Iterator[Resolve
 def lookup(book: Resolver, host: str, seconds: float = 10) -> tuple[str, ...]:
     """Return the addresses of a name, as a client asks for them: who knows none waits for an answer."""
     name = book.find(host)
-    now: float = vars(resolver)["time"].monotonic()  # of the test's clock
-    if not name.addresses and book.ask(name, now):
+    if not name.addresses and book.ask(name, book._clock()):
         name.answered.wait(seconds)
     return name.addresses
 
@@ -137,7 +104,9 @@ def test_who_waits_for_a_silent_name_server_may_give_up(book: Resolver, server: 
     assert server.asked["db"] == 1
 
 
-def test_names_that_hang_leave_threads_for_a_name_that_somebody_waits_for(book: Resolver, server: NameServer) -> None:
+def test_names_that_hang_leave_threads_for_a_name_that_somebody_waits_for(
+    book: Resolver, server: NameServer, clock: Clock
+) -> None:
     server.hanging |= {f"silent{n}" for n in range(3 * MOST)}
     server.hosts["db"] = ("10.0.0.1",)
     book.keep(dict.fromkeys(sorted(server.hanging), 30))
@@ -145,8 +114,8 @@ def test_names_that_hang_leave_threads_for_a_name_that_somebody_waits_for(book: 
     for turn in range(3):
         server.hosts[f"db{turn}"] = ("10.0.0.1",)
         assert lookup(book, f"db{turn}") == ("10.0.0.1",)
-        gevent.sleep(resolver._HANGS)  # so the next of the silent names get their turn
-    assert server.hung() > MOST // 2, "the silent ones with clients are asked for too"
+        clock.ahead += resolver._HANGS  # so the next of the silent names get their turn
+    eventually(lambda: server.hung() > MOST // 2)  # the silent ones with clients are asked for too
     gevent.killall(clients)
 
 
@@ -165,7 +134,7 @@ def test_names_that_nobody_waits_for_hold_at_most_half_of_the_threads(book: Reso
     server.hanging |= {f"silent{n}" for n in range(3 * MOST)}
     book.keep(dict.fromkeys(sorted(server.hanging), 30))
     eventually(lambda: server.hung() == MOST // 2)
-    gevent.sleep(2 * resolver._LOOK_ROUND)
+    gevent.sleep(5 * PERIOD)
     assert server.hung() == MOST // 2
     server.hosts["db"] = ("10.0.0.1",)
     assert lookup(book, "db") == ("10.0.0.1",)
@@ -179,7 +148,7 @@ def test_names_that_have_hung_hold_at_most_half_of_the_threads_whoever_waits(
         book.find(host).hung = True
     clients = [gevent.spawn(lookup, book, host) for host in server.hanging]
     eventually(lambda: server.hung() == MOST // 2)
-    gevent.sleep(2 * resolver._LOOK_ROUND)
+    gevent.sleep(5 * PERIOD)
     assert server.hung() == MOST // 2
     gevent.killall(clients)
 
@@ -363,11 +332,11 @@ def test_the_system_s_answer_is_addresses_or_a_reason(
         return [(0, 0, 0, "", where) for where in answer]
 
     monkeypatch.setattr("veillink.net.resolver.socket.getaddrinfo", getaddrinfo)
-    assert resolver._getaddrinfo("db") == expected
+    assert resolver.getaddrinfo("db") == expected
 
 
 def test_the_system_is_asked() -> None:
-    addresses, why, missing = resolver._getaddrinfo("localhost")
+    addresses, why, missing = resolver.getaddrinfo("localhost")
     assert set(addresses) <= {"127.0.0.1", "::1"}
     assert addresses
     assert (why, missing) == ("", False)
@@ -376,10 +345,10 @@ def test_the_system_is_asked() -> None:
 def test_a_name_is_not_missing_because_the_resolver_could_open_no_file() -> None:
     script = """
 import resource
-from veillink.net.resolver import _getaddrinfo
-_getaddrinfo("localhost")
+from veillink.net.resolver import getaddrinfo
+getaddrinfo("localhost")
 resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
-print(_getaddrinfo("nosuch.invalid"))
+print(getaddrinfo("nosuch.invalid"))
 """
     told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert told.stdout == "((), 'Too many open files', False)\n"

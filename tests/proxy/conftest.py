@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from gevent import socket
 
+from tests.names import NameServer
 from tests.proxy.connecting import FOREVER, Connect, Outcome, Within, outcome
 from tests.proxy.front import Forward, Front
 from tests.proxy.making import TICK
@@ -21,16 +22,17 @@ from veillink.proxy.upstream import Upstream
 
 
 @pytest.fixture
-def forward(sockets: Sockets, journal: Journal) -> Iterator[Forward]:
+def forward(sockets: Sockets, journal: Journal, name_server: NameServer) -> Iterator[Forward]:
     """Make a front for these targets; every descriptor it took has to be given back."""
     fronts: list[Front] = []
 
     def _forward(*targets: Address | Target, tick: float = TICK, **limits: Any) -> Front:
         whole = tuple(target if isinstance(target, Target) else Target(target) for target in targets)
-        fronts.append(Front(sockets, journal, whole, RuleOptions(**limits), tick))
+        fronts.append(Front(sockets, journal, whole, RuleOptions(**limits), tick, name_server))
         return fronts[-1]
 
     yield _forward
+    name_server.awake.set()
     for front in fronts:
         front.shared.resolver.keep({})
         front.shared.resolver._threads.kill()

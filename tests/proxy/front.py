@@ -8,6 +8,7 @@ import gevent
 from gevent import socket
 from gevent.hub import spawn_raw
 
+from tests.names import NameServer
 from tests.proxy.making import make_shared
 from tests.sockets import Journal, Sockets, address_of, eventually
 from tests.system.harness import read_to_eof
@@ -34,10 +35,11 @@ class Front:
         targets: tuple[Target, ...],
         options: RuleOptions,
         tick: float,
+        names: NameServer,
     ) -> None:
         self.sockets = sockets
         self.journal = journal
-        self.shared = shared = make_shared(journal.log, sockets.peer_watch, tick=tick)
+        self.shared = shared = make_shared(journal.log, sockets.peer_watch, tick=tick, names=names)
         self.ledger, self.ticker = shared.ledger, shared.ticker
         self.turned: list[tuple[Address, str]] = []
         rule = Rule("web", LISTEN, 3, targets, options)

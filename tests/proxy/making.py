@@ -1,5 +1,7 @@
 """Make what connections share, for tests of one rule."""
 
+from collections.abc import Callable
+
 import gevent
 from gevent.hub import get_hub
 
@@ -8,7 +10,7 @@ from veillink.net.greenlets import Greenlets
 from veillink.net.peer_watch import PeerWatch
 from veillink.net.pipes import Pipes
 from veillink.net.places import Places
-from veillink.net.resolver import Resolver
+from veillink.net.resolver import Answer, Resolver, getaddrinfo
 from veillink.net.ticker import Ticker, Watched
 from veillink.net.turns import Turns
 from veillink.net.unix_queue import UnixQueues
@@ -28,11 +30,12 @@ def make_shared(
     watch: PeerWatch,
     pipes: Pipes | None = None,
     tick: float = TICK,
+    names: Callable[[str], Answer] = getaddrinfo,
 ) -> Shared:
     """Return what the rules of a small process share."""
     limiter, ticker = ConnectionLimiter(Division()), Ticker(tick)
     pump = Pump(pipes or Pipes(2), ticker)
-    resolver = Resolver(log, 8)
+    resolver = Resolver(log, 8, names)
     return Shared(
         log, Ledger(), limiter, Greenlets(), ticker, watch, pump, resolver, UnixQueues(), Places(16), Turns(4)
     )

@@ -1,6 +1,5 @@
 """Tests of getting a connected stream: next address, next target, and one time limit for all of them."""
 
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +9,12 @@ import gevent
 import pytest
 from gevent import socket
 
+from tests.names import NameServer
 from tests.net.test_dial import NOT_CONNECTABLE, slow
 from tests.proxy.connecting import FOREVER, Connect, Rows, Within
 from tests.sockets import Sockets, address_of, eventually, open_files
 from tests.system.harness import HOST, free_port
 from veillink.model import Address, End, Ended, Rule, RuleOptions, Target
-from veillink.net import resolver
 from veillink.net.places import Places
 from veillink.net.resolver import Resolver
 from veillink.net.unix_queue import UnixQueues
@@ -226,63 +225,52 @@ def test_a_name_that_is_not_found_is_the_reason_if_nothing_else_is_left(
 
 
 def test_a_name_that_is_not_found_is_looked_up_again(
-    connect: Connect, hosts: dict[str, tuple[str, ...]], live: Address, monkeypatch: pytest.MonkeyPatch
+    connect: Connect, name_server: NameServer, live: Address, book: Resolver
 ) -> None:
-    monkeypatch.setattr(resolver, "_RETRY", 0.02)
     attempt = gevent.spawn(connect, Target(Address("db", live.port)), retry_interval=0.01)
-    gevent.sleep(0.1)
-    hosts["db"] = (live.host,)
+    eventually(lambda: name_server.asked["db"] and not book.find("db").busy)
+    name_server.hosts["db"] = (live.host,)
+    book.find("db").again = 0.0  # that was long ago
     assert (attempt.get().address, attempt.get().tried) == (live, [f"db:{live.port} name_not_found"])
 
 
-def test_the_look_up_takes_from_the_same_time(connect: Connect, monkeypatch: pytest.MonkeyPatch, live: Address) -> None:
-    awake = threading.Event()
-    monkeypatch.setattr(resolver, "_getaddrinfo", lambda host: ((), str(awake.wait(20)), True))
+def test_the_look_up_takes_from_the_same_time(connect: Connect, name_server: NameServer) -> None:
+    name_server.hanging |= {"db", "web"}
     lost = connect(Target(Address("db", 80)), Target(Address("web", 80)), seconds=0.2)
-    awake.set()
     assert (lost.end, lost.tried) == (End.CONNECT_TIMEOUT, ["db:80 connect_timeout", "web:80 connect_timeout"])
     assert 0.2 <= lost.seconds < 1
 
 
 def test_a_connection_that_is_ended_during_the_look_up_tries_nothing_more(
-    connect: Connect, monkeypatch: pytest.MonkeyPatch, live: Address
+    connect: Connect, name_server: NameServer, live: Address
 ) -> None:
-    asked, awake = threading.Event(), threading.Event()
-
-    def getaddrinfo(host: str) -> tuple[tuple[str, ...], str, bool]:
-        asked.set()
-        return (), str(awake.wait(20)), True
-
-    monkeypatch.setattr(resolver, "_getaddrinfo", getaddrinfo)
+    name_server.hanging.add("db")
     attempt = gevent.spawn(connect, Target(Address("db", 80)), Target(live))
-    eventually(asked.is_set)
+    eventually(lambda: name_server.asked["db"])
     attempt.kill(Ended(End.DRAINED))
-    awake.set()
     assert (attempt.get().end, attempt.get().tried) == (End.DRAINED, [])
 
 
-def test_a_client_waits_for_a_name_server_in_trouble(
-    connect: Connect, monkeypatch: pytest.MonkeyPatch, live: Address
-) -> None:
-    answers = [((), "try again", False), ((), "try again", False), ((live.host,), "", False)]
-    monkeypatch.setattr(resolver, "_getaddrinfo", lambda host: answers.pop(0))
+def test_a_client_waits_for_a_name_server_in_trouble(connect: Connect, name_server: NameServer, live: Address) -> None:
+    name_server.hosts["db"] = (live.host,)
+    name_server.troubled["db"] = 2
     won = connect(Target(Address("db", live.port)), seconds=10)
     assert (won.address, won.tried) == (live, [])
 
 
 def test_a_name_server_that_stays_in_trouble_is_no_name_that_is_not_found(
-    connect: Connect, monkeypatch: pytest.MonkeyPatch
+    connect: Connect, name_server: NameServer
 ) -> None:
-    monkeypatch.setattr(resolver, "_getaddrinfo", lambda host: ((), "try again", False))
+    name_server.troubled["db"] = FOREVER
     lost = connect(Target(Address("db", 80)), seconds=0.3)
     assert (lost.end, lost.tried) == (End.CONNECT_TIMEOUT, ["db:80 connect_timeout"])
     assert lost.seconds >= 0.3
 
 
 def test_while_a_name_server_is_in_trouble_the_next_target_is_tried_at_once(
-    connect: Connect, monkeypatch: pytest.MonkeyPatch, live: Address
+    connect: Connect, name_server: NameServer, live: Address
 ) -> None:
-    monkeypatch.setattr(resolver, "_getaddrinfo", lambda host: ((), "try again", False))
+    name_server.troubled["db"] = FOREVER
     won = connect(Target(Address("db", 80)), Target(live), seconds=60)
     assert (won.address, won.tried) == (live, ["db:80 connect_timeout"])
     assert won.seconds < 15, "half of the time is its share"
@@ -313,9 +301,8 @@ def test_a_client_of_a_name_that_has_moved_is_served_at_its_new_address(
 
 
 def test_who_is_refused_at_an_address_that_was_just_looked_up_is_told_at_once(
-    connect: Connect, hosts: dict[str, tuple[str, ...]], live: Address, book: Resolver, monkeypatch: pytest.MonkeyPatch
+    connect: Connect, hosts: dict[str, tuple[str, ...]], live: Address, book: Resolver
 ) -> None:
-    monkeypatch.setattr(resolver, "_RETRY", 60.0)  # so long the name is not looked up again
     hosts["db"] = ("127.0.0.2",)
     name = book.find("db")
     book.ask(name, time.monotonic())
@@ -326,20 +313,13 @@ def test_who_is_refused_at_an_address_that_was_just_looked_up_is_told_at_once(
 
 
 def test_who_is_refused_does_not_wait_for_a_name_server_that_has_hung_but_asks_it(
-    connect: Connect, monkeypatch: pytest.MonkeyPatch, live: Address, book: Resolver
+    connect: Connect, name_server: NameServer, live: Address, book: Resolver
 ) -> None:
-    asked, awake = threading.Event(), threading.Event()
-
-    def getaddrinfo(host: str) -> resolver.Answer:
-        asked.set()
-        return (), str(awake.wait(60)), False
-
-    monkeypatch.setattr(resolver, "_getaddrinfo", getaddrinfo)
+    name_server.hanging.add("db")
     name = book.find("db")
     name.addresses, name.hung = ("127.0.0.2",), True
     lost = connect(Target(Address("db", live.port)), seconds=60)
-    eventually(asked.is_set)
-    awake.set()
+    eventually(lambda: name_server.asked["db"])
     assert lost.end is End.CONNECT_REFUSED
     assert lost.seconds < 30
 

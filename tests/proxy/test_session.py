@@ -9,12 +9,12 @@ import gevent
 import pytest
 from gevent import socket
 
+from tests.names import NameServer
 from tests.proxy.front import FIELDS, Forward, is_reset
 from tests.proxy.making import look
 from tests.sockets import Sockets, address_of, eventually, open_files
 from tests.system.harness import HOST, free_port, read_exactly, read_to_eof, reset
 from veillink.model import Address, End, Ended, Target
-from veillink.net import resolver
 from veillink.net.stream import Stream
 from veillink.proxy.pool import Pool
 from veillink.proxy.relay import Relay
@@ -120,9 +120,8 @@ def unreachable(sockets: Sockets) -> dict[End, tuple[Target, str]]:
     [End.CONNECT_REFUSED, End.CONNECT_TIMEOUT, End.CONNECT_FAILED, End.NAME_NOT_FOUND, End.NO_TARGET],
 )
 def test_without_a_target_the_client_is_reset_and_one_warning_says_why(
-    end: End, forward: Forward, sockets: Sockets, monkeypatch: pytest.MonkeyPatch
+    end: End, forward: Forward, sockets: Sockets
 ) -> None:
-    monkeypatch.setattr(resolver, "_getaddrinfo", lambda host: ((), "unknown", True))
     target, tried = unreachable(sockets)[end]
     front = forward(target, connect_timeout=0.3)
     started = time.monotonic()
@@ -213,16 +212,14 @@ def test_a_client_may_get_too_old_while_its_target_is_being_connected(forward: F
 
 
 def test_a_name_whose_answer_came_while_this_process_did_not_run_is_found_in_time(
-    forward: Forward, sockets: Sockets, backend: socket.socket, monkeypatch: pytest.MonkeyPatch
+    forward: Forward, sockets: Sockets, backend: socket.socket, name_server: NameServer
 ) -> None:
-    def slow(host: str) -> resolver.Answer:
-        stdlib_sleep(0.3)
-        return (HOST,), "", False
-
-    monkeypatch.setattr(resolver, "_getaddrinfo", slow)
+    name_server.hosts["slow"] = (HOST,)
+    name_server.hanging.add("slow")
     front = forward(Address("slow", address_of(backend).port), connect_timeout=0.5)
     client = front.client()
-    gevent.sleep(0.1)
+    eventually(lambda: name_server.asked["slow"])
+    name_server.awake.set()
     stdlib_sleep(0.7)  # as after SIGSTOP
     client.shutdown(socket.SHUT_WR)
     sockets.accept(backend).close()

@@ -7,7 +7,7 @@ waits for it. Names that hang leave threads for those that do not.
 import socket
 import time
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from itertools import chain, zip_longest
 from typing import Final
 
@@ -27,13 +27,32 @@ _FIRST_PAUSE: Final = 0.25
 _LONGEST_PAUSE: Final = 16.0
 # A look-up that has taken so long hangs: its thread is not counted on any more.
 _HANGS: Final = 0.5
-_LOOK_ROUND: Final = 0.25
+_PERIOD: Final = 0.25
 
 # What says that there is no such name; anything else is trouble on the way to the answer (getaddrinfo(3)).
 _NOT_FOUND: Final = frozenset({socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)})
 
 Answer = tuple[tuple[str, ...], str, bool]
 """The addresses, or why there are none, and whether that is because there is no such name."""
+
+
+def getaddrinfo(host: str) -> Answer:
+    """Ask the system. Raises nothing: the pool would print a traceback."""
+    try:
+        answers = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError as error:
+        return (), error.strerror or str(error), error.errno in _NOT_FOUND
+    except UnicodeError as error:
+        return (), str(error), True
+    return interleave([str(answer[4][0]) for answer in answers]), "", False
+
+
+def interleave(addresses: Collection[str]) -> tuple[str, ...]:
+    """Return the addresses with the families in turn, the first one's family first (RFC 8305, section 4)."""
+    unique = list(dict.fromkeys(addresses))
+    first = [a for a in unique if (":" in a) == (":" in unique[0])]
+    other = [a for a in unique if (":" in a) != (":" in unique[0])]
+    return tuple(a for a in chain.from_iterable(zip_longest(first, other)) if a is not None)
 
 
 class Name:
@@ -123,11 +142,24 @@ class Resolver:
     Args:
         log: told when a name cannot be resolved, and when it can again.
         most: look-ups at a time. One cannot be cancelled, and a silent name server holds it for 10 to 30 s.
+        system: finds the addresses of a name; called in a thread.
+        clock: tells the time, in monotonic seconds.
+        period: seconds from one look at what is due to the next.
     """
 
-    def __init__(self, log: Log, most: int) -> None:
+    def __init__(
+        self,
+        log: Log,
+        most: int,
+        system: Callable[[str], Answer] = getaddrinfo,
+        clock: Callable[[], float] = time.monotonic,
+        period: float = _PERIOD,
+    ) -> None:
         self._log = log
         self._most = most
+        self._system = system
+        self._clock = clock
+        self._period = period
         self._names: dict[str, Name] = {}
         self._threads = ThreadPool(most)
         self._refresher: gevent.Greenlet[[], None] | None = None
@@ -169,12 +201,12 @@ class Resolver:
 
     def _refresh_forever(self) -> None:
         while True:
-            now = time.monotonic()
+            now = self._clock()
             for name in self._names.values():
                 if name.is_due(now):
                     self._queue(name)
             self._start_queued()  # one that hangs since the last round has freed a turn
-            gevent.sleep(_LOOK_ROUND)
+            gevent.sleep(self._period)
 
     def _queue(self, name: Name) -> None:
         """Let a name wait for a thread.
@@ -194,7 +226,7 @@ class Resolver:
         self._start_queued()
 
     def _start_queued(self) -> None:
-        now = time.monotonic()
+        now = self._clock()
         while self._first and self._has_thread_for_first(now):
             self._start(self._first.pop(), now, is_first=True)
         while self._others and self._has_thread_for_others():
@@ -227,7 +259,7 @@ class Resolver:
 
     def _look_up(self, name: Name) -> None:
         try:
-            answer = self._threads.apply(_getaddrinfo, (name.host,))
+            answer = self._threads.apply(self._system, (name.host,))
         except RuntimeError as error:  # no thread to be had
             answer = (), str(error), False
         del self._running[name]
@@ -237,24 +269,5 @@ class Resolver:
             self._log.warning("cannot resolve", host=name.host, reason=failure, kept=kept)
         elif found and name.failure:
             self._log.info("resolved again", host=name.host, addresses=",".join(found))
-        name.take(answer, time.monotonic())
+        name.take(answer, self._clock())
         self._start_queued()
-
-
-def _getaddrinfo(host: str) -> Answer:
-    """Ask the system. Raises nothing: the pool would print a traceback."""
-    try:
-        answers = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except OSError as error:
-        return (), error.strerror or str(error), error.errno in _NOT_FOUND
-    except UnicodeError as error:
-        return (), str(error), True
-    return interleave([str(answer[4][0]) for answer in answers]), "", False
-
-
-def interleave(addresses: Collection[str]) -> tuple[str, ...]:
-    """Return the addresses with the families in turn, the first one's family first (RFC 8305, section 4)."""
-    unique = list(dict.fromkeys(addresses))
-    first = [a for a in unique if (":" in a) == (":" in unique[0])]
-    other = [a for a in unique if (":" in a) != (":" in unique[0])]
-    return tuple(a for a in chain.from_iterable(zip_longest(first, other)) if a is not None)
