@@ -9,7 +9,7 @@ import pytest
 from tests.admin.asking import MANY, Asker, Open
 from tests.sockets import Journal, Sockets
 from tests.system.harness import HOST, free_port
-from veillink.admin import http as webserver
+from veillink.admin.http import Slots
 from veillink.admin.pages import Admin
 from veillink.model import Address, RuleOptions
 from veillink.net.listening import listen
@@ -39,12 +39,12 @@ def open_admin(port: int, journal: Journal, fails: list[str]) -> Iterator[Open]:
 
         return _source
 
-    def _open(names: Sequence[str] = (), token: str = "", most: int = 3) -> Admin:
+    def _open(names: Sequence[str] = (), token: str = "", most: int = 3, **patience: float) -> Admin:
         sources = SimpleNamespace(
             status=source("status", {}), connections=source("connections", MANY), not_ready_reason=source("reason", "")
         )
         listening = listen(Address(HOST, port), RuleOptions())
-        opened.append(Admin([listening], names, token, most, sources, journal.log))
+        opened.append(Admin([listening], names, token, Slots(most, **patience), sources, journal.log))
         return opened[-1]
 
     yield _open
@@ -53,10 +53,9 @@ def open_admin(port: int, journal: Journal, fails: list[str]) -> Iterator[Open]:
 
 
 @pytest.fixture
-def admin(open_admin: Open, monkeypatch: pytest.MonkeyPatch) -> Admin:
+def admin(open_admin: Open) -> Admin:
     """An admin endpoint that is patient for half a second."""
-    monkeypatch.setattr(webserver, "_LONGEST", 0.5)
-    return open_admin()
+    return open_admin(longest=0.5)
 
 
 @pytest.fixture

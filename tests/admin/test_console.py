@@ -11,7 +11,7 @@ from gevent.hub import get_hub
 from tests.sockets import Journal
 from tests.system.harness import HOST, free_port
 from veillink.admin.console import NoAnswer, ask, is_alive, tables
-from veillink.admin.http import listen_at_all
+from veillink.admin.http import Slots, listen_at_all
 from veillink.admin.pages import Admin
 from veillink.model import Address, AdminSettings
 from veillink.net.listening import listen
@@ -86,7 +86,7 @@ def test_without_a_stdout_the_state_is_plain() -> None:
 def test_every_address_of_a_name_is_asked_until_one_answers(journal: Journal) -> None:
     deaf, port = free_port(), free_port()
     sources = SimpleNamespace(status=lambda: STATUS, connections=lambda: LIVE, not_ready_reason=str)
-    here = Admin(listen_at_all([Address(HOST, port)], listen), [], "s3cret", 3, sources, journal.log)
+    here = Admin(listen_at_all([Address(HOST, port)], listen), [], "s3cret", Slots(3), sources, journal.log)
     found = admin_at(Address(HOST, deaf), Address("::1", port), Address(HOST, port), token="s3cret")
     assert aside(ask, found) == (STATUS, LIVE)
     assert aside(is_alive, found)
@@ -98,7 +98,7 @@ def test_every_address_of_a_name_is_asked_until_one_answers(journal: Journal) ->
 def test_who_wants_another_token_lives(journal: Journal) -> None:
     port = free_port()
     sources = SimpleNamespace(status=dict, connections=list, not_ready_reason=str)
-    here = Admin(listen_at_all([Address(HOST, port)], listen), [], "s3cret", 3, sources, journal.log)
+    here = Admin(listen_at_all([Address(HOST, port)], listen), [], "s3cret", Slots(3), sources, journal.log)
     assert aside(is_alive, admin_at(Address(HOST, port), token="wrong"))
     assert "another token" in aside(refusal, admin_at(Address(HOST, port), token="wrong"))
     here.close()

@@ -12,9 +12,8 @@ from tests.admin.asking import MANY, Asker, Open, gone, seconds_to_cut
 from tests.sockets import Journal, Sockets, address_of, eventually
 from tests.system.harness import HOST, read_to_eof
 from veillink.admin import exposition as metrics
-from veillink.admin import http as webserver
 from veillink.admin import pages
-from veillink.admin.http import listen_at_all
+from veillink.admin.http import Slots, listen_at_all
 from veillink.admin.pages import Admin
 from veillink.model import Address
 from veillink.net.listening import listen
@@ -63,11 +62,8 @@ def test_a_whole_request_is_answered_however_many_come_after_it(
     assert read_to_eof(asked).endswith(b"measured")
 
 
-def test_the_head_of_a_request_has_less_time_than_the_answer(
-    open_admin: Open, ask: Asker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(webserver, "_HEAD", 0.2)
-    open_admin()
+def test_the_head_of_a_request_has_less_time_than_the_answer(open_admin: Open, ask: Asker) -> None:
+    open_admin(head=0.2)
     deaf = ask.begin(b"GET /api/connections HTTP/1.0\r\n\r\n")
     silent = ask.begin()
     assert 0.15 < seconds_to_cut(silent) < 5
@@ -114,7 +110,7 @@ def test_head_has_the_length_of_the_answer_and_no_body(path: str, open_admin: Op
 def test_it_answers_at_every_address_of_a_name(journal: Journal, sockets: Sockets, port: int) -> None:
     sources = SimpleNamespace(status=dict, connections=list, not_ready_reason=str)
     listening = listen_at_all([Address("192.0.2.1", port), Address(HOST, port), Address("::1", port)], listen)
-    admin = Admin(listening, [], "", 3, sources, journal.log)
+    admin = Admin(listening, [], "", Slots(3), sources, journal.log)
     for host in (HOST, "::1"):
         sock = sockets.client(Address(host, port))
         sock.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")

@@ -20,9 +20,6 @@ from gevent.pywsgi import WSGIHandler, WSGIServer
 from veillink.log import Log
 from veillink.model import Address, RuleOptions
 
-# From accept to the whole head of the request, and to the last byte of the answer, in seconds, whoever dawdles.
-_HEAD: Final = 3.0
-_LONGEST: Final = 30.0
 # A proxy may ask in this form (RFC 9112 section 3.2.2).
 _ABSOLUTE: Final = re.compile(r"https?://([^/?#]+)", re.IGNORECASE)
 _WITHOUT_HOST: Final = ("HTTP/0.9", "HTTP/1.0")
@@ -64,10 +61,14 @@ class Slots(Pool):
 
     Args:
         most: as many.
+        head: from accept to the whole head of the request, in seconds, whoever dawdles.
+        longest: the same to the last byte of the answer.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, head: float = 3.0, longest: float = 30.0) -> None:
         super().__init__(most)
+        self.head = head
+        self.longest = longest
         self._asking: dict[Any, gevent.Timeout] = {}  # greenlets, oldest first
         self._sent_away: set[Any] = set()
 
@@ -123,7 +124,7 @@ class Server(WSGIServer):
 
     def handle(self, sock: Any, address: Any) -> None:
         """Serve one connection, as long as it keeps to its time."""
-        with _at_most(_LONGEST), _at_most(_HEAD) as head:
+        with _at_most(self.slots.longest), _at_most(self.slots.head) as head:
             self.slots.enter(head)
             try:
                 super().handle(sock, address)

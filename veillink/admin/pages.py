@@ -63,13 +63,13 @@ class Admin:
         socks: listen; they are closed in the end.
         names: the host names it may be called by without a token, beside every IP literal and ``localhost``.
         token: what has to be shown, or nothing.
-        most: connections at a time.
-        shown: what the answers are about.
-        log: gets faults of our own.
+         slots: for connections.
+         shown: what the answers are about.
+         log: gets faults of our own.
     """
 
     def __init__(
-        self, socks: Sequence[Any], names: Collection[str], token: str, most: int, shown: Shown, log: Log
+        self, socks: Sequence[Any], names: Collection[str], token: str, slots: Slots, shown: Shown, log: Log
     ) -> None:
         self._log = log
         self._names = names
@@ -86,7 +86,6 @@ class Admin:
             "/api/status": lambda: _Answer([in_thread(_json, shown.status())], _JSON),
             "/api/connections": lambda: _Answer(_json_list(shown.connections()), _JSON),
         }
-        slots = Slots(most)
         self._servers = [Server(sock, self._answer, slots, log) for sock in socks]
         for server in self._servers:
             server.start()

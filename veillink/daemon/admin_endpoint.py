@@ -62,9 +62,10 @@ class AdminEndpoint:
         return True
 
     def _show(self, asked: AdminSettings, socks: Sequence[socket.socket], shown: Shown) -> _Closable:
+        from veillink.admin.http import Slots
         from veillink.admin.pages import Admin
 
-        return Admin(socks, asked.names, asked.token, self._most, shown, self._log)
+        return Admin(socks, asked.names, asked.token, Slots(self._most), shown, self._log)
 
     def close(self) -> None:
         """Show it no more."""
