@@ -2,7 +2,8 @@
 
 import pytest
 
-from veillink.limits import ByteRate, ClientKey, Network, Per, Rate, client_key, ip_number
+from veillink.config.networks import parse_network
+from veillink.limits import ByteRate, ClientKey, Network, Per, Ranges, Rate, client_key, ip_number
 
 
 @pytest.mark.parametrize(
@@ -42,10 +43,28 @@ def test_who_is_one_client(one: str, other: str, same: bool) -> None:
     assert (keys[0] == keys[1]) is same
 
 
-def test_a_network_knows_its_ends() -> None:
-    assert Network(4, 10 << 24, 8).last == (11 << 24) - 1
-    assert Network(4, 7, 32).last == 7
-    assert Network(6, 0, 0).last == (1 << 128) - 1
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("10.0.0.0/9 10.128.0.0/9", "10.0.0.0/8", True),
+        ("10.0.0.0/8 10.1.2.3", "10.0.0.0/8", True),
+        ("192.0.2.1 10.0.0.0/8", "10.0.0.0/8 192.0.2.1", True),
+        ("10.0.0.0/8", "10.0.0.0/9", False),
+        ("::/0", "0.0.0.0/0", False),
+        ("::/1 8000::/1", "::/0", True),
+    ],
+)
+def test_ranges_are_equal_where_it_is_the_same_addresses(one: str, other: str, same: bool) -> None:
+    first, second = (Ranges(parse_network(entry) for entry in text.split()) for text in (one, other))
+    assert (first == second) is same
+
+
+def test_the_ends_of_a_network_belong_to_it() -> None:
+    networks = [Network(4, 10 << 24, 8), Network(4, 7, 32), Network(6, 0, 0)]
+    ranges = Ranges(networks)
+    inside = [(4, 10 << 24), (4, (11 << 24) - 1), (4, 7), (6, 0), (6, (1 << 128) - 1)]
+    outside = [(4, (10 << 24) - 1), (4, 11 << 24), (4, 6), (4, 8)]
+    assert [place for place in inside + outside if ranges.hold(*place)] == inside
 
 
 @pytest.mark.parametrize(

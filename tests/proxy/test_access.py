@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from veillink.config.networks import parse_network
-from veillink.limits import Network
+from veillink.limits import Network, Networks, Ranges
 from veillink.proxy.access import Access
 
 
-def networks(text: str) -> list[Network]:
-    return [parse_network(entry) for entry in text.split()]
+def networks(text: str) -> Networks:
+    return Networks(tuple(parse_network(entry) for entry in text.split()))
 
 
 @pytest.mark.parametrize(
@@ -64,11 +64,18 @@ some_hosts = st.one_of(
 
 @given(some_networks, some_networks, st.lists(some_hosts, min_size=1, max_size=20))
 def test_it_says_what_a_walk_over_all_networks_says(allow: list, deny: list, hosts: list[str]) -> None:  # type: ignore[type-arg]
-    access = Access([parse_network(str(n)) for n in allow], [parse_network(str(n)) for n in deny])
+    cells = [networks(" ".join(map(str, cell))) for cell in (allow, deny)]
+    access = Access(*cells)
+    listed = Access(
+        *(
+            Networks(files=("a", "b"), listed=(Ranges(cell.networks[::2]), Ranges(cell.networks[1::2])))
+            for cell in cells
+        )
+    )
     for host in hosts:
         address = ip_address(host)
         expected = any(address in n for n in allow) and not any(address in n for n in deny)
-        assert access.allows(host) is expected
+        assert access.allows(host) is listed.allows(host) is expected
 
 
 @pytest.mark.alone
@@ -77,7 +84,8 @@ def test_a_hundred_thousand_networks_are_built_in_a_second_and_looked_up_in_20_m
     many = [Network(4, draw.getrandbits(24) << 8, 24) for _ in range(50_000)]
     many += [Network(6, draw.getrandbits(48) << 80, 48) for _ in range(50_000)]
     began = time.process_time()
-    access = Access(many, many[::2])
+    allow, deny = (Networks(files=("a",), listed=(Ranges(each),)) for each in (many, many[::2]))
+    access = Access(allow, deny)
     built = time.process_time() - began
     hosts = [str(IPv4Address(draw.getrandbits(32))) for _ in range(1000)]
     hosts += [str(IPv6Address(draw.getrandbits(128))) for _ in range(1000)]

@@ -2,12 +2,15 @@
 
 import contextlib
 import os
+import random
 import shutil
+import signal
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
@@ -15,9 +18,9 @@ import pytest
 from veillink.model import Address
 from veillink.net.proxy_protocol import encode
 
-from .conftest import Hold, Start
+from .conftest import Hold, Serve, Start
 from .ends import Ends
-from .harness import HOST, VeilLink, eventually, free_port, listens, read_to_eof
+from .harness import HOST, VeilLink, echo, eventually, exchange, free_port, listens, read_to_eof
 
 CLIENT, BALANCER = Address("198.51.100.7", 4711), Address("203.0.113.1", 443)
 HEADERS = {"v1": encode(1, CLIENT, BALANCER), "v2": encode(2, CLIENT, BALANCER)}
@@ -319,6 +322,42 @@ def test_at_the_start_a_rule_with_a_bad_list_does_not_listen_until_it_is_mended(
         lines = veillink.config.read_text().splitlines(keepends=True)
         veillink.config.write_text("".join(line for line in lines if str(other) not in line))
         assert '"removed": 1' in veillink.wait_for_line('"removed": 1')
+
+
+def write_many(path: Path, seed: int) -> None:
+    draw = random.Random(seed)
+    part = path.with_suffix(".part")
+    part.write_text("".join(f"{IPv4Address(draw.getrandbits(24) << 8)}/24\n" for _ in range(100_000)))
+    part.rename(path)
+
+
+@pytest.mark.alone
+def test_a_list_of_a_hundred_thousand_networks_changes_and_nobody_waits_for_it(
+    start: Start, backend: Serve, tmp_path: Path
+) -> None:
+    many = tmp_path / "many.txt"
+    write_many(many, 0)
+    port = backend(echo).port
+    veillink = start(f"{HOST}:{{port}},{HOST},{port}\n{HOST}:{free_port()},{HOST},{port},deny=@{many}\n")
+    veillink.first_fds += 1
+    stalls = []
+    with veillink.connect() as probe:
+        for seed in (1, 2, 3):
+            write_many(many, seed)
+            slowest = 0.0
+            while len(veillink.logged("^reloaded$")) < seed:
+                began = time.monotonic()
+                exchange(probe)
+                slowest = max(slowest, time.monotonic() - began)
+            stalls.append(slowest)
+        print("longest exchange, in ms:", [f"{stall * 1e3:.0f}" for stall in stalls])
+        # a machine that is busy with other things stalls some of the changes, a loop that is held up stalls each: 220
+        assert min(stalls) < 0.1
+        cpu = veillink.cpu()
+        for count in range(4, 9):
+            veillink.send(signal.SIGHUP)
+            eventually(lambda count=count: len(veillink.logged("^reloaded$")) == count)  # type: ignore[misc]
+        assert veillink.cpu() - cpu < 0.5  # five times 0.5 s when it was read and built each time
 
 
 # --- how much ---------------------------------------------------------------------------------------------------------

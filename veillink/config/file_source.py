@@ -15,7 +15,7 @@ import gevent
 from gevent.event import Event
 from gevent.threadpool import ThreadPool
 
-from veillink.config.assets import with_assets
+from veillink.config.assets import Assets
 from veillink.config.files import Signature, anybody_may_write, read_regular, signature
 from veillink.config.rows import MAX_FILE, Problem
 from veillink.config.rules import Parsed, parse
@@ -48,6 +48,7 @@ class FileSource:
     def __init__(self, path: str, defaults: RuleOptions) -> None:
         self._path = path
         self._defaults = defaults
+        self._assets = Assets()
         self._lists: tuple[str, ...] = ()
         self._wake = Event()
         self._follower: gevent.Greenlet[..., None] | None = None
@@ -55,7 +56,7 @@ class FileSource:
     def load(self) -> Parsed:
         """Read the file, and wait for it."""
         try:
-            return read(self._path, self._defaults)
+            return read(self._path, self._defaults, self._assets)
         except (OSError, ValueError) as error:
             return _unreadable(error)
 
@@ -111,7 +112,7 @@ class FileSource:
         return self._read() if self._schedule.due(self._look(), time.monotonic()) else None
 
     def _read(self) -> Parsed:
-        found = self._in_thread(read, self._path, self._defaults)
+        found = self._in_thread(read, self._path, self._defaults, self._assets)
         names = found.rules.files or (self._lists if found.problems else ())
         if names != self._lists:
             self._lists = names
@@ -142,14 +143,19 @@ class FileSource:
         return found
 
 
-def read(path: str, defaults: RuleOptions) -> Parsed:
+def read(path: str, defaults: RuleOptions, assets: Assets) -> Parsed:
     """Read and parse a rules' file and the files that its rules name.
+
+    Args:
+        path: of it.
+        defaults: for what it leaves open.
+        assets: those files as they were read last.
 
     Raises:
         OSError: it cannot be read, or is not regular.
         ValueError: the path holds a NUL.
     """
-    found = with_assets(parse(read_regular(path, MAX_FILE + 1), defaults, path), path)
+    found = assets.fill(parse(read_regular(path, MAX_FILE + 1), defaults, path), path)
     if anybody_may_write(path):
         shown = printable(path)
         found = found._replace(warnings=(f"{shown}: everybody on this host may change it; chmod o-w {shown}",))

@@ -5,7 +5,7 @@ Rule: nothing reaches a target, and no connection to it is begun, before a clien
 
 import time
 
-from veillink.limits import Rate, client_key
+from veillink.limits import Networks, Rate, client_key
 from veillink.model import End, Ended, RuleOptions, SendProxy
 from veillink.net.proxy_protocol import LIMIT, encode, encode_local, parse
 from veillink.net.stream import Stream
@@ -27,10 +27,10 @@ class Edge:
 
     def __init__(self, options: RuleOptions, before: "Edge | None", among: int) -> None:
         self._options = options
-        self._trusted = Access(options.accept_proxy.all) if options.accept_proxy else None
+        self._trusted = Access(options.accept_proxy, Networks()) if options.accept_proxy else None
         self._access: Access | None = None
         if options.allow or options.deny:
-            self._access = Access(options.allow.all if options.allow else None, options.deny.all)
+            self._access = Access(options.allow or None, options.deny)
         self._clients: ClientLimits = before._clients if before else ClientLimits(0, Rate())
         self._counts = bool(options.max_connections_per_client or options.connection_rate_per_client)
         self.divide(among)
