@@ -14,6 +14,7 @@ from tests.sockets import Journal, Sockets, address_of, eventually
 from tests.system.harness import read_to_eof
 from veillink.model import Address, End, Rule, RuleOptions, Target
 from veillink.net.sockets import adopt, readable
+from veillink.proxy.edge import build_edge
 from veillink.proxy.pool import Member, Pool
 from veillink.proxy.service import Binding, Service
 from veillink.proxy.session import serve
@@ -53,7 +54,7 @@ class Front:
             lambda member: None,
             options.retry_interval,
         )
-        self.service = Service(rule, upstream, shared.limiter.of_rule(), shared)
+        self.service = Service(rule, upstream, shared.limiter.of_rule(), shared, build_edge(options, None, 1))
         self._listener = sockets.listener()
 
     def _turned(self, member: Member, reason: str) -> None:

@@ -1,12 +1,20 @@
 """What a rule asks of who comes to it, from form to form."""
 
+import time
+from time import sleep as stdlib_sleep
 from unittest.mock import Mock
 
+import gevent
 import pytest
+from gevent import socket
 
+from tests.proxy.front import Forward, is_reset
+from tests.sockets import Sockets, address_of
 from veillink.config.networks import parse_networks
 from veillink.config.rates import parse_rate
+from veillink.limits import EVERYBODY
 from veillink.model import Address, End, Ended, RuleOptions
+from veillink.net.proxy_protocol import encode
 from veillink.proxy.edge import Edge, build_edge
 
 CLIENT = Address("192.0.2.1", 1)
@@ -15,7 +23,7 @@ CLIENT = Address("192.0.2.1", 1)
 def come(edge: Edge, client: Address = CLIENT) -> object:
     """Let a client in, or return why not."""
     try:
-        return edge.admit(Mock(), Mock(client=client, proxied=None))
+        return edge.admit(Mock(), Mock(client=client, proxied=None), Mock())
     except Ended as ended:
         return ended.end
 
@@ -71,3 +79,32 @@ def test_a_client_that_comes_too_often_is_over_its_limit() -> None:
     come(edge)
     assert come(edge) is End.OVER_LIMIT
     assert come(edge, Address("192.0.2.2", 1)) is not End.OVER_LIMIT
+
+
+# --- the time for a header -------------------------------------------------------------------------------------------
+
+HEADER = encode(2, CLIENT, Address("192.0.2.2", 2))
+
+
+def test_a_header_that_is_not_whole_in_time_is_given_up(forward: Forward, backend: socket.socket) -> None:
+    front = forward(address_of(backend), accept_proxy=EVERYBODY, proxy_timeout=0.3)
+    client, began = front.client(), time.monotonic()
+    client.sendall(HEADER[:-1])
+    assert is_reset(client)
+    assert 0.3 <= time.monotonic() - began < 2
+    assert front.access()["end"] == End.BAD_PROXY_HEADER
+
+
+def test_time_in_which_this_process_did_not_run_is_no_clients_fault(
+    forward: Forward, sockets: Sockets, backend: socket.socket
+) -> None:
+    front = forward(address_of(backend), accept_proxy=EVERYBODY, proxy_timeout=0.6)
+    whole, parts, silent = front.client(), front.client(), front.client()
+    gevent.sleep(0.1)
+    whole.sendall(HEADER)
+    parts.sendall(HEADER[:20])
+    stdlib_sleep(1.0)  # as after SIGSTOP
+    sockets.accept(backend)
+    parts.sendall(HEADER[20:])
+    sockets.accept(backend)
+    assert is_reset(silent)

@@ -19,7 +19,7 @@ from veillink.model import Address
 from veillink.net.proxy_protocol import encode
 
 from .conftest import Hold, Serve, Start
-from .ends import Ends
+from .ends import Ends, frozen
 from .harness import HOST, VeilLink, echo, eventually, exchange, free_port, listens, read_to_eof
 
 CLIENT, BALANCER = Address("198.51.100.7", 4711), Address("203.0.113.1", 443)
@@ -120,6 +120,19 @@ def test_half_a_header_and_silence_end_at_the_limit_and_delay_nobody(hold: Hold)
     assert all(map(is_reset, silent))
     assert 2.5 < time.monotonic() - began < 8
     assert {line["end"] for line in eventually(lambda: ends.veillink.access(50))} == {"bad_proxy_header"}
+
+
+def test_who_is_late_because_the_process_was_stopped_is_not_cut(hold: Hold) -> None:
+    ends = hold("accept_proxy=any,proxy_timeout=3s")
+    whole, parts = ends.connect(), ends.connect()
+    parts.sendall(HEADERS["v2"][:20])
+    eventually(lambda: ends.veillink.fds() >= ends.veillink.first_fds + 2)
+    with frozen(ends.veillink):
+        whole.sendall(HEADERS["v2"])
+        time.sleep(3.5)
+    ends.accept()
+    parts.sendall(HEADERS["v2"][20:])
+    ends.accept()
 
 
 def test_who_is_not_trusted_is_never_believed(hold: Hold) -> None:

@@ -2,18 +2,15 @@
 
 import _socket
 import contextlib
-import errno
 import fcntl
 import os
 import socket
 import struct
 import sys
 import termios
-import time
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
-import gevent
 from gevent.hub import get_hub, getcurrent
 
 from veillink.model import Address
@@ -103,20 +100,19 @@ class SocketStream:
         self._unread = self._unread[count:]
         return count
 
-    def read_prefix(self, parse: Callable[[bytes], tuple[_Value, int] | None], limit: int, deadline: float) -> _Value:
+    def read_prefix(self, parse: Callable[[bytes], tuple[_Value, int] | None], limit: int) -> _Value:
         """Read what stands before the data; see ``Stream``."""
         held, buffer = b"", memoryview(bytearray(limit))
-        with gevent.Timeout(max(0.0, deadline - time.monotonic()), TimeoutError(errno.ETIMEDOUT, "not whole in time")):
-            try:
-                while (found := parse(held)) is None:
-                    if len(held) >= limit:
-                        raise ValueError("longer than it may be")
-                    count = self.recv_into(buffer[: limit - len(held)])
-                    if not count:
-                        raise EOFError(held)
-                    held += buffer[:count]
-            finally:
-                self.stop_reading()
+        try:
+            while (found := parse(held)) is None:
+                if len(held) >= limit:
+                    raise ValueError("longer than it may be")
+                count = self.recv_into(buffer[: limit - len(held)])
+                if not count:
+                    raise EOFError(held)
+                held += buffer[:count]
+        finally:
+            self.stop_reading()
         value, used = found
         self._unread = held[used:] + self._unread
         return value

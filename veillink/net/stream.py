@@ -79,18 +79,16 @@ class Stream(Protocol):
     def when_readable(self, callback: Callable[[], None]) -> None:
         """Call back once, from the hub, when there is something to read. Nobody may read until then."""
 
-    def read_prefix(self, parse: Callable[[bytes], tuple[_Value, int] | None], limit: int, deadline: float) -> _Value:
+    def read_prefix(self, parse: Callable[[bytes], tuple[_Value, int] | None], limit: int) -> _Value:
         """Read what stands before the data, and return what it says. What was read beyond it stays in the stream.
 
         Args:
             parse: returns what the bytes so far say and how many it has used, or ``None`` when it needs more. What it
                 raises passes through.
             limit: the most bytes that it may need.
-            deadline: monotonic seconds.
 
         Raises:
             EOFError: the peer has finished before; the bytes so far are its argument.
-            TimeoutError: it was not whole by the deadline.
             ValueError: it was not whole within the limit.
             OSError: the connection is lost.
         """

@@ -9,6 +9,7 @@ from veillink.limits import Networks, Rate, client_key
 from veillink.model import End, Ended, RuleOptions, SendProxy
 from veillink.net.proxy_protocol import LIMIT, encode, encode_local, parse
 from veillink.net.stream import Stream
+from veillink.net.ticker import Ticker
 from veillink.proxy.access import Access
 from veillink.proxy.client_limits import Client, ClientLimits
 from veillink.stats.ledger import Connection, Proxied
@@ -41,14 +42,22 @@ class Edge:
         own = Rate(rate.count, rate.period * among, rate.burst)
         self._clients.change(-(-most // among), own, time.monotonic())
 
-    def admit(self, client: Stream, connection: Connection) -> Client | None:
+    def admit(self, client: Stream, connection: Connection, ticker: Ticker) -> Client | None:
         """Let a client in, as who it is; what is returned has to be released.
+
+        Args:
+            client: who has come.
+            connection: its account; its scope ends it if it is too late.
+            ticker: tells.
 
         Raises:
             Ended: it may not come in.
         """
         if self._trusted is not None:
-            _read_header(client, connection, self._trusted, self._options.proxy_timeout)
+            if not self._trusted.allows(connection.client.host):
+                raise Ended(End.BAD_PROXY_HEADER, "not trusted")
+            with _Limit(connection, self._options.proxy_timeout, ticker):
+                _read_header(client, connection)
         host = connection.client.host
         if self._access is not None and not self._access.allows(host):
             raise Ended(End.DENIED)
@@ -71,18 +80,38 @@ def build_edge(options: RuleOptions, before: Edge | None, among: int) -> Edge | 
     return Edge(options, before, among) if asks or counts or before else None
 
 
-def _read_header(client: Stream, connection: Connection, trusted: Access, timeout: float) -> None:
+class _Limit:
+    """The time for a header: what arrives while this process does not run is in time, and that time does not count."""
+
+    __slots__ = ("_connection", "_lost", "_ticker", "_timeout")
+
+    def __init__(self, connection: Connection, timeout: float, ticker: Ticker) -> None:
+        self._connection = connection
+        self._timeout = timeout
+        self._ticker = ticker
+        self._lost = ticker.lost
+
+    def __enter__(self) -> None:
+        self._ticker.watch(self)
+
+    def __exit__(self, *_: object) -> None:
+        self._ticker.forget(self)
+
+    def on_tick(self, now: float) -> bool:
+        if now - self._connection.opened < self._timeout + self._ticker.lost - self._lost:
+            return True
+        self._connection.scope.cancel(Ended(End.BAD_PROXY_HEADER, "too late"))
+        return False
+
+
+def _read_header(client: Stream, connection: Connection) -> None:
     """Read the PROXY header, and let the connection have the ends that it names."""
-    if not trusted.allows(connection.client.host):
-        raise Ended(End.BAD_PROXY_HEADER, "not trusted")
     try:
-        header = client.read_prefix(parse, LIMIT, connection.opened + timeout)
+        header = client.read_prefix(parse, LIMIT)
     except EOFError as error:
         if error.args[0]:
             raise Ended(End.BAD_PROXY_HEADER, "not whole") from None
         raise Ended(End.CLIENT_LEFT) from None  # a balancer's check
-    except TimeoutError:
-        raise Ended(End.BAD_PROXY_HEADER, "too late") from None
     except OSError:
         raise Ended(End.CLIENT_LEFT) from None
     connection.accepted = time.monotonic()

@@ -74,7 +74,7 @@ def serve(sock: _socket.socket, peer: Address, listen: Address, binding: Binding
     try:
         refuse_loop(client, connection, shared.ledger)
         if service.edge is not None:
-            admitted = service.edge.admit(client, connection)
+            admitted = service.edge.admit(client, connection, shared.ticker)
         target, member = _connect(client, connection, binding)
         if member.send_proxy is not SendProxy.OFF:
             send_header(target, client, connection, member.send_proxy)
