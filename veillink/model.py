@@ -36,6 +36,9 @@ CONNECT_FAILURES: Final = frozenset(
 )
 """The endings that say that a target could not be reached."""
 
+REFUSALS: Final = (End.BAD_PROXY_HEADER, End.DENIED, End.OVER_LIMIT)
+"""The endings that say that a client was not let in."""
+
 
 class Ended(Exception):  # noqa: N818 - an ending is not an error
     """A connection has come to a foreseen end.

@@ -30,10 +30,12 @@ STATUS: dict[str, Any] = {
             "name": "straße",
             "listen": "*:8080",
             "listener_up": True,
+            "options": {"accept_proxy": "any", "allow": "@städte.txt"},
+            "ends": {"closed": 1, "denied": 3, "bad_proxy_header": 2},
             "total": 7,
             "bytes_in": 523,
             "bytes_out": 11_264,
-            "targets": [{"target": f"{HOST}:8001", "up": False, "active": 1}],
+            "targets": [{"target": f"{HOST}:8001", "send_proxy": "v2", "up": False, "active": 1}],
         }
     ],
 }
@@ -81,6 +83,22 @@ def test_whatever_the_terminal_can_show_the_state_is_shown(
 
 def test_without_a_stdout_the_state_is_plain() -> None:
     assert "straße" in tables(STATUS, [], None).decode()
+
+
+def test_who_is_not_let_in_and_by_what_is_shown_where_a_rule_asks_for_it() -> None:
+    text = tables(STATUS, [LIVE[0] | {"via": "192.0.2.1:7"}], None).decode()
+    for words in (
+        "accept_proxy=any allow=@städte.txt",
+        "bad_proxy_header 2, denied 3",
+        f"{HOST}:8001 send_proxy=v2",
+        "unix:ключ via 192.0.2.1:7",
+    ):
+        assert words in text
+    (rule,) = STATUS["rules"]
+    (target,) = rule["targets"]
+    plain = rule | {"options": {}, "ends": {"closed": 1}, "targets": [target | {"send_proxy": "off"}]}
+    text = tables(STATUS | {"rules": [plain]}, LIVE, None).decode()
+    assert not any(word in text for word in ("options", "  refused", "send_proxy", "via"))
 
 
 def test_every_address_of_a_name_is_asked_until_one_answers(journal: Journal) -> None:

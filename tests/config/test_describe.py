@@ -3,7 +3,9 @@
 import pytest
 
 from tests.system.harness import HOST
-from veillink.config.describe import describe
+from veillink.config.describe import describe, options_for_clients
+from veillink.config.networks import parse_networks
+from veillink.limits import EVERYBODY, Rate
 from veillink.model import Address, Rule, RuleOptions, Target
 
 DB = Address("db", 5432)
@@ -31,3 +33,19 @@ DB = Address("db", 5432)
 )
 def test_a_rule_is_described_in_one_line(rule: Rule, shown: str) -> None:
     assert describe(rule) == shown
+
+
+def test_what_a_rule_asks_of_clients_is_as_its_row_has_it() -> None:
+    options = RuleOptions(
+        idle_timeout=5,
+        accept_proxy=EVERYBODY,
+        allow=parse_networks("10.0.0.0/8 @ours.txt"),
+        connection_rate_per_client=Rate(5, 60),
+    )
+    rule = Rule("b", Address("", 80), 1, (Target(DB),), options)
+    assert options_for_clients(rule) == {
+        "accept_proxy": "any",
+        "allow": "10.0.0.0/8 @ours.txt",
+        "connection_rate_per_client": "5/m",
+    }
+    assert options_for_clients(Rule("b", Address("", 80), 1, (Target(DB),))) == {}

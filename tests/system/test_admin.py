@@ -18,6 +18,9 @@ from pathlib import Path
 
 import pytest
 
+from veillink.model import Address
+from veillink.net.proxy_protocol import encode
+
 from .admin_client import AdminClient
 from .conftest import Forward, Serve, Start
 from .harness import HOST, VEILLINK, VeilLink, echo, eventually, exchange, free_port, read_exactly, read_to_eof
@@ -59,6 +62,35 @@ def test_the_state_tells_of_live_and_ended_connections(forward: Forward, admin: 
     assert status["phase"] == "running"
     assert status["totals"]["connections"] == 2
     assert status["limits"]["connections"] > 0
+
+
+def test_the_peer_of_a_client_and_who_is_not_let_in_are_shown(forward: Forward, admin: AdminClient) -> None:
+    options = {"accept_proxy": "any", "deny": "192.0.2.0/24", "max_connections_per_client": "1"}
+    row = ",".join(f"{name}={text}" for name, text in options.items())
+    veillink = forward(echo, f"name=web,send_proxy=v2,{row}", admin.option)
+    with contextlib.ExitStack() as stack:
+
+        def come(first: bytes) -> socket.socket:
+            client = stack.enter_context(veillink.connect())
+            client.sendall(first)
+            return client
+
+        headers = [encode(1, Address(f"192.0.2.{last}", 4711), Address(HOST, 80)) for last in (1, 2)]
+        ours = encode(1, Address("198.51.100.7", 4711), Address(HOST, 80))
+        client = come(ours)
+        assert client.recv(1)  # it is let in: it hears the target's echo of its header
+        for first in (*headers, ours, b"junk"):
+            come(first)
+        refused = {"bad_proxy_header": 1, "denied": 2, "over_limit": 1}
+        eventually(lambda: admin.rule("web")["ends"] == refused, what="four who are refused")
+        web = admin.rule("web")
+        assert web["options"] == options
+        assert [target["send_proxy"] for target in web["targets"]] == ["v2"]
+        (connection,) = admin.json("/api/connections")
+        assert connection["client"] == "198.51.100.7:4711"
+        assert connection["via"] == "{}:{}".format(*client.getsockname())
+        veillink.send(signal.SIGUSR1)
+        assert f'"via": "{connection["via"]}"' in veillink.wait_for_line("state of connection")
 
 
 def test_metrics_move_during_a_connection_and_are_exact_after_it(forward: Forward, admin: AdminClient) -> None:

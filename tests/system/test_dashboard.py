@@ -13,6 +13,9 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
+from veillink.model import Address
+from veillink.net.proxy_protocol import encode
+
 from .admin_client import AdminClient
 from .conftest import Serve, Start
 from .harness import HOST, Backend, VeilLink, echo, eventually, free_port, listens, read_exactly
@@ -118,6 +121,22 @@ def test_what_it_shows_is_what_the_state_says(show: Open, backend: Serve) -> Non
         assert {tuple(row[1:4]) for row in page.live()} == {each for each in listed if each[0] == "web"}
     page.eventually(lambda: (page.rule("web") or [])[3:5] == ["0", "3"], "their end")
     assert page.browser.get_log("browser") == []  # type: ignore[no-untyped-call]
+
+
+def test_the_peer_of_a_client_and_who_is_not_let_in_are_shown(show: Open, backend: Serve) -> None:
+    port = backend(echo).port
+    page = show(f"{HOST}:{{port}},{HOST},{port},name=web,accept_proxy=any,deny=192.0.2.1,send_proxy=v1\n")
+    with page.veillink.connect() as client, page.veillink.connect() as denied:
+        client.sendall(encode(1, Address("198.51.100.7", 4711), Address(HOST, 80)))
+        denied.sendall(encode(1, Address("192.0.2.1", 4711), Address(HOST, 80)))
+        peer = "{}:{}".format(*client.getsockname())
+        page.eventually(lambda: (page.rule("web") or [""])[-1] == "denied 1", "who was not let in")
+        shown = page.rule("web")
+        assert shown is not None
+        assert shown[1].endswith(" up\naccept_proxy=any\ndeny=192.0.2.1")
+        assert shown[2].endswith(" · 1 live · send_proxy=v1")
+        page.find("#filter").send_keys(peer)
+        page.eventually(lambda: [row[2] for row in page.live()] == [f"198.51.100.7:4711 via {peer}"], "its peer")
 
 
 def test_a_target_that_dies_is_down_in_words_within_three_seconds(show: Open, backend: Serve) -> None:

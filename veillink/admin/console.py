@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from veillink.model import Address, AdminSettings
+from veillink.model import REFUSALS, Address, AdminSettings, SendProxy
 from veillink.text import printable
 
 _PATIENCE: Final = 10.0  # seconds for an answer
@@ -125,11 +125,16 @@ def _rules(rules: list[dict[str, Any]]) -> Table:
     table = Table("rule", "listen", "listener", "target", "state", box=box.SIMPLE_HEAD)
     for column in ("live", "total", "in", "out"):
         table.add_column(column, justify="right")
-    for rule in rules:
+    about_clients: dict[str, list[Text]] = {"options": [*map(_options, rules)], "refused": [*map(_refused, rules)]}
+    seldom = {title: cells for title, cells in about_clients.items() if any(cells)}
+    for title in seldom:
+        table.add_column(title, overflow="fold")
+    for row, rule in enumerate(rules):
         listener = _state(rule["listener_up"])
-        own = (str(rule["total"]), size(rule["bytes_in"]), size(rule["bytes_out"]))
+        own: list[str | Text] = [str(rule["total"]), size(rule["bytes_in"]), size(rule["bytes_out"])]
+        own += [cells[row] for cells in seldom.values()]
         for number, target in enumerate(rule["targets"]):
-            place = (Text(printable(target["target"])), _state(target["up"]), str(target["active"]))
+            place = (Text(printable(_target(target))), _state(target["up"]), str(target["active"]))
             if number == 0:
                 table.add_row(Text(printable(rule["name"])), Text(printable(rule["listen"])), listener, *place, *own)
             else:
@@ -137,12 +142,26 @@ def _rules(rules: list[dict[str, Any]]) -> Table:
     return table
 
 
+def _options(rule: dict[str, Any]) -> Text:
+    return Text(printable(" ".join(f"{name}={text}" for name, text in rule["options"].items())))
+
+
+def _refused(rule: dict[str, Any]) -> Text:
+    return Text(", ".join(f"{end} {rule['ends'][end]}" for end in REFUSALS if end in rule["ends"]))
+
+
+def _target(target: dict[str, Any]) -> str:
+    sent = target["send_proxy"]
+    return str(target["target"]) + (f" send_proxy={sent}" if sent != SendProxy.OFF else "")
+
+
 def _connections(connections: list[dict[str, Any]]) -> Table:
     table = Table("id", "rule", "client", "target", box=box.SIMPLE_HEAD)
     for column in ("age", "in", "out"):
         table.add_column(column, justify="right")
     for each in connections:
-        place = tuple(Text(printable(each[key] or "-")) for key in ("rule", "client", "target"))
+        client = each["client"] + (f" via {each['via']}" if "via" in each else "")
+        place = tuple(Text(printable(text or "-")) for text in (each["rule"], client, each["target"]))
         moved = (size(each["bytes_in"]), size(each["bytes_out"]))
         table.add_row(str(each["id"]), *place, _ago(each["age"]), *moved)
     return table

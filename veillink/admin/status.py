@@ -135,7 +135,7 @@ class ProcessStatus:
         """Yield every live connection, oldest first."""
         now = time.monotonic()
         for connection in tuple(self._server.ledger.live.values()):
-            yield {
+            state: ConnectionState = {
                 "id": connection.number,
                 "rule": connection.rule,
                 "client": str(connection.client),
@@ -144,6 +144,9 @@ class ProcessStatus:
                 "bytes_in": connection.inbound.bytes,
                 "bytes_out": connection.outbound.bytes,
             }
+            if connection.proxied:
+                state["via"] = str(connection.proxied.via)
+            yield state
 
     def dump(self) -> None:
         """Log what runs: each rule with its account, each target, each listener that is down, each connection."""

@@ -120,4 +120,4 @@ def _merge_targets(same: Sequence[RuleState]) -> list[TargetState]:
     for rule in same:
         for target in rule["targets"]:
             targets.setdefault(target["target"], []).append(target)
-    return [cast(TargetState, {"target": name} | merge(OF_TARGET, each)) for name, each in targets.items()]
+    return [cast(TargetState, each[0] | merge(OF_TARGET, each)) for each in targets.values()]

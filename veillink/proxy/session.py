@@ -11,7 +11,7 @@ from typing import Any, Final
 from gevent.hub import get_hub, getcurrent
 
 from veillink.log import Log
-from veillink.model import CONNECT_FAILURES, Address, End, Ended, SendProxy
+from veillink.model import CONNECT_FAILURES, REFUSALS, Address, End, Ended, SendProxy
 from veillink.net.socket_stream import SocketStream
 from veillink.net.stream import Stream
 from veillink.proxy.bandwidth import leave_bandwidth
@@ -26,7 +26,6 @@ from veillink.proxy.shared import Shared
 from veillink.proxy.trial import Trial, begin_trial, judge
 from veillink.stats.ledger import Connection
 
-_REFUSALS: Final = frozenset({End.BAD_PROXY_HEADER, End.DENIED, End.OVER_LIMIT})
 _SILENCE: Final = frozenset({End.IDLE_TIMEOUT, End.HALF_CLOSE_TIMEOUT})
 
 
@@ -181,7 +180,7 @@ def _log_failure(ended: Ended, connection: Connection, log: Log) -> None:
             reason=ended.detail,
             tried=", ".join(connection.tried) or None,
         )
-    elif ended.end in _REFUSALS:
+    elif ended.end in REFUSALS:
         log.limited(
             "a client is not let in",
             f"{connection.rule} {ended.end}",

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from veillink.config.describe import options_for_clients
 from veillink.log import Log
 from veillink.model import Address, Diff, End, Ended, RuleSet
 from veillink.net.greenlets import Greenlets, unhurried
@@ -76,6 +77,7 @@ class Server:
         self._listeners = Listeners(log, open_at, inherited, worker * _GOLDEN % 1, pace)
         self._services: dict[_Key, Service] = {}
         self._retired: dict[_Key, Service] = {}
+        self._options: dict[_Key, dict[str, str]] = {}
         self.limiter.room = 0
 
     @property
@@ -143,7 +145,8 @@ class Server:
         """Put the new services in the place of the old ones, all at once, and return these."""
         hosts, names = _host_names(rules), {rule.name for rule in unhurried(rules.rules)}
         gone = [item for item in unhurried((self._retired | self._services).items()) if item[0] not in services]
-        before, self._services, self.rules = self._services, services, rules
+        options = {rule.key: options_for_clients(rule) for rule in unhurried(rules.rules)}
+        before, self._services, self.rules, self._options = self._services, services, rules, options
         self._retired = {key: service for key, service in gone if service.limiter.in_use}
         self.ledger.keep(names)
         self._shared.resolver.keep(hosts)
@@ -189,18 +192,24 @@ class Server:
         return list(dict.fromkeys(wanted[address].service.rule.name for address in self._listeners.down))
 
     def status(self) -> list[RuleState]:
-        """Return for each rule its name, listen cell, whether it listens, its account and its targets."""
-        shown = tuple(self._services.values())
+        """Return for each rule its name, listen cell and options, whether it listens, its account and its targets."""
+        shown, options = tuple(self._services.values()), self._options
         accounts = self.ledger.snapshot([service.rule.name for service in shown])
         down = self._listeners.down
         return [
             {
                 "name": rule.name,
                 "listen": rule.shown_listen,
+                "options": options[rule.key],
                 "listener_up": not down or not any(address in down for address, _ in rule.listens()),
                 **accounts[rule.name],
                 "targets": [
-                    {"target": str(member.address), "up": member.up, "active": member.active}
+                    {
+                        "target": str(member.address),
+                        "send_proxy": member.send_proxy.value,
+                        "up": member.up,
+                        "active": member.active,
+                    }
                     for member in service.upstream.pool.members.values()
                 ],
             }

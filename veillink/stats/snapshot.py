@@ -30,18 +30,23 @@ class Account(TypedDict):
 
 
 class TargetState(TypedDict):
-    """A target of a rule."""
+    """A target of a rule; ``send_proxy`` as the rules' file has it."""
 
     target: str
+    send_proxy: str
     up: bool
     active: int
 
 
 class RuleState(Account):
-    """A rule with its account; what a worker leaves has no ``listen``, no ``listener_up`` and no ``targets``."""
+    """A rule with its account; what a worker leaves has nothing but that and the name.
+
+    ``options``: those that ask something of clients, as the rules' file has them.
+    """
 
     name: str
     listen: str
+    options: dict[str, str]
     listener_up: bool
     targets: list[TargetState]
 
@@ -126,11 +131,12 @@ class Remains(TypedDict):
 
 
 class ConnectionState(TypedDict):
-    """A live connection; ``age`` in seconds."""
+    """A live connection; ``age`` in seconds, ``via`` the peer where it names another one as the client."""
 
     id: int
     rule: str
     client: str
+    via: NotRequired[str]
     target: str | None
     age: float
     bytes_in: int
