@@ -75,6 +75,25 @@ def test_a_rate_has_room_for_what_a_second_brings_and_at_least_one(rate: Rate, r
     assert rate.room == room
 
 
+@pytest.mark.parametrize(
+    ("rate", "among", "room", "per_second"),
+    [
+        (Rate(100), 4, 25, 25),
+        (Rate(100, 1, 200), 1, 200, 100),
+        (Rate(100, 1, 200), 4, 50, 25),
+        (Rate(100, 1, 5), 4, 2, 25),
+        (Rate(6, 60, 1), 4, 1, 0.025),
+        (Rate(2), 4, 1, 0.5),
+    ],
+)
+def test_of_a_rate_and_of_its_burst_each_process_has_its_part(
+    rate: Rate, among: int, room: float, per_second: float
+) -> None:
+    part = rate.divided(among)
+    assert part.room == room
+    assert part.per_second == pytest.approx(per_second)
+
+
 def test_nothing_is_off() -> None:
     assert not Rate()
     assert not ByteRate()

@@ -159,6 +159,10 @@ class Rate:
         """How many at once after silence."""
         return self.burst or max(1.0, self.count / self.period)
 
+    def divided(self, among: int) -> "Rate":
+        """Return the part of each of so many processes; of what may come at once at least one."""
+        return Rate(self.count, self.period * among, -(-self.burst // among))
+
 
 class Per(StrEnum):
     """Who shares a bandwidth."""
@@ -187,3 +191,9 @@ class ByteRate:
         size, unit = next(((size, unit) for size, unit in _UNITS if not self.bytes_per_second % size), (1, ""))
         shown = f"{self.bytes_per_second // size}{unit}" if self else "0"
         return shown if self.per is Per.RULE else f"{shown}/{self.per}"
+
+    def divided(self, among: int) -> "ByteRate":
+        """Return the part of each of so many processes; a connection is in one of them."""
+        if not self or self.per is Per.CONNECTION:
+            return self
+        return ByteRate(max(1, self.bytes_per_second // among), self.per)

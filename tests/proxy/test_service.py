@@ -8,6 +8,7 @@ import pytest
 
 from tests.proxy.making import make_shared
 from tests.sockets import Journal, Sockets, address_of, eventually
+from veillink.limits import Rate
 from veillink.model import Address, End, Ended, Health, OnDown, Rule, RuleOptions, Target
 from veillink.proxy.service import Service
 from veillink.proxy.shared import Shared
@@ -56,6 +57,20 @@ def test_targets_are_probed_only_where_the_rule_asks_for_it(health: Health, shar
     service = Service.build(rule(A, health=health), shared)
     assert (service.probes is not None) is (health is Health.TCP)
     service.stop_probes()
+
+
+@pytest.mark.parametrize(("among", "at_once"), [(1, 4), (2, 2), (8, 1)])
+def test_processes_share_the_rate_at_which_a_rule_accepts_and_its_burst(
+    among: int, at_once: int, shared: Shared
+) -> None:
+    service = Service.build(rule(A, connection_rate=Rate(60, 3600, 4)), shared)
+    shared.limiter._division.among = among
+    accepted = 0
+    while not service.pause(1e6):
+        service.take(1e6)
+        accepted += 1
+    assert accepted == at_once
+    assert service.pause(1e6) == pytest.approx(60 * among)
 
 
 class Scope:

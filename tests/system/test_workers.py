@@ -833,6 +833,33 @@ def test_limits_are_divided_among_them_and_anew_when_their_number_changes(
             sock.close()
 
 
+def test_each_of_them_lets_a_client_have_its_part_rounded_up(fleet: Flock, backend: Serve) -> None:
+    port, rated = backend(echo).port, free_port()
+    row = f"{HOST}:{{port}},{HOST},{port},max_connections_per_client=5\n"
+    flock = fleet(f"{row}{HOST}:{rated},{HOST},{port},name=rated,connection_rate_per_client=6/h:3\n", canary=False)
+    with ExitStack() as stack:
+
+        def served(port: int) -> Counter[int]:
+            """Return how many of one client's many connections each worker serves."""
+            socks = [stack.enter_context(flock.veillink.connect(port)) for _ in range(60)]
+            for sock in socks:
+                with suppress(OSError):
+                    sock.sendall(b"x")
+            kept = [sock for sock in socks if echoed(sock)]
+            owners = {link: pid for pid in flock.workers() for link in sockets_of(pid)}
+            return Counter(owners[link] for link in accepted(kept, port))
+
+        assert list(served(flock.veillink.port).values()) == [3, 3]
+        assert list(served(rated).values()) == [2, 2]
+
+
+def echoed(sock: socket.socket) -> bool:
+    """Return whether a byte that was sent has come back; else it was reset."""
+    with suppress(ConnectionResetError):
+        return sock.recv(1) == b"x"
+    return False
+
+
 def test_the_kernel_hands_those_who_wait_to_another_worker_where_it_is_allowed_to(
     network: Network, fleet: Flock, backend: Serve
 ) -> None:

@@ -5,7 +5,7 @@ Rule: a rule without rates has none of it; connections that are there already he
 
 from collections.abc import Iterable, Iterator
 
-from veillink.limits import ByteRate, Per, client_key
+from veillink.limits import ByteRate, client_key
 from veillink.model import RuleOptions
 from veillink.proxy.shaping import Shaping
 from veillink.stats.ledger import Connection, Flow
@@ -27,7 +27,7 @@ class Bandwidth:
             live: the connections that the rule has.
             now: monotonic seconds.
         """
-        upload, download = _divided(options.upload_rate, among), _divided(options.download_rate, among)
+        upload, download = options.upload_rate.divided(among), options.download_rate.divided(among)
         before = self._upload, self._download
         self._upload, self._download = _changed(self._upload, upload), _changed(self._download, download)
         if before != (self._upload, self._download):
@@ -58,12 +58,6 @@ def _leave(flow: Flow, now: float) -> None:
     limit, flow.limit = flow.limit, None
     if limit is not None:
         limit.leave(now)
-
-
-def _divided(rate: ByteRate, among: int) -> ByteRate:
-    if not rate or rate.per is Per.CONNECTION:
-        return rate
-    return ByteRate(max(1, rate.bytes_per_second // among), rate.per)
 
 
 def _changed(shaping: Shaping | None, rate: ByteRate) -> Shaping | None:

@@ -39,8 +39,7 @@ class Edge:
     def divide(self, among: int) -> None:
         """Share the limits of each client with so many processes."""
         most, rate = self._options.max_connections_per_client, self._options.connection_rate_per_client
-        own = Rate(rate.count, rate.period * among, rate.burst)
-        self._clients.change(-(-most // among), own, time.monotonic())
+        self._clients.change(-(-most // among), rate.divided(among), time.monotonic())
 
     def admit(self, client: Stream, connection: Connection, ticker: Ticker) -> Client | None:
         """Let a client in, as who it is; what is returned has to be released.

@@ -9,7 +9,6 @@ import time
 from dataclasses import dataclass
 from functools import partial
 
-from veillink.limits import Rate
 from veillink.log import Log
 from veillink.model import End, Ended, Health, OnDown, Rule
 from veillink.proxy.bandwidth import Bandwidth
@@ -90,13 +89,13 @@ class Service:
         rate = self.rule.options.connection_rate
         if self.pace is None or not rate:
             return 0.0
-        return self.pace.delay(Rate(rate.count, rate.period * self.limiter.among, rate.burst), now)
+        return self.pace.delay(rate.divided(self.limiter.among), now)
 
     def take(self, now: float) -> None:
         """Count a client for that rate."""
         rate = self.rule.options.connection_rate
         if self.pace is not None and rate:
-            self.pace.take(Rate(rate.count, rate.period * self.limiter.among, rate.burst), now)
+            self.pace.take(rate.divided(self.limiter.among), now)
 
     def stop_probes(self) -> None:
         """Probe its targets no more; what is known of them stays."""
