@@ -55,6 +55,7 @@ class SocketStream:
         "_reading",
         "_socket",
         "_unread",
+        "_unsent",
         "_watch",
         "_writer",
         "broken",
@@ -71,6 +72,7 @@ class SocketStream:
         self._read_dry = False
         self._reading = False
         self._unread = b""
+        self._unsent = b""
         self._watch: PeerWatch | None = None
         self.broken = ""
 
@@ -145,19 +147,35 @@ class SocketStream:
         self._reader.stop()
         callback()
 
-    def send(self, data: memoryview) -> int:
-        """Hand over what there is room for; see ``Stream``."""
-        try:
-            return self._socket.send(data)
-        except BlockingIOError:
-            return 0
+    def send(self, data: memoryview) -> bool:
+        """Hand over what there is room for, and keep the rest; see ``Stream``."""
+        if not self._unsent:
+            try:
+                count = self._socket.send(data)
+            except BlockingIOError:
+                count = 0
+            if count == len(data):
+                return True
+            data = data[count:]
+        self._unsent += bytes(data)  # a copy: the caller's buffer serves others while this one waits
+        return False
+
+    def flush(self) -> None:
+        """Hand over what ``send`` has kept; see ``Stream``."""
+        while self._unsent:
+            self._wait_writable()
+            with contextlib.suppress(BlockingIOError):
+                self._unsent = self._unsent[self._socket.send(self._unsent) :]
 
     def sendall(self, data: memoryview) -> None:
         """Hand all of it over; see ``Stream``."""
-        rest = memoryview(bytes(data))  # the caller's buffer serves others while this one waits
-        while self._hold(len(rest)):
-            self._wait_writable()
-            rest = rest[self.send(rest) :]
+        if not self.send(data):
+            self.flush()
+
+    @property
+    def kept(self) -> int:
+        """How many bytes ``send`` has kept."""
+        return len(self._unsent)
 
     def wait_readable(self) -> None:
         """Wait until there is something to read; see ``Stream``."""
@@ -197,10 +215,10 @@ class SocketStream:
     def unacked_bytes(self) -> int:
         """Return about how many bytes for the peer have not arrived there; 0 says that it has everything.
 
-        Those that ``sendall`` or ``splice_from`` still hold count too. TCP: not yet acknowledged; a UNIX socket: not
-        yet read (SIOCOUTQ in tcp(7) and unix(7), where it counts the kernel's memory for them).
+        Those that ``send`` has kept or ``splice_from`` still holds count too. TCP: not yet acknowledged; a UNIX socket:
+        not yet read (SIOCOUTQ in tcp(7) and unix(7), where it counts the kernel's memory for them).
         """
-        return self._held + self._queued()
+        return self._held + len(self._unsent) + self._queued()
 
     def bytes_a_reset_would_lose(self) -> int:
         """Return how many bytes ``abort`` would take from the peer: on a UNIX socket none, its own queue has them."""

@@ -93,8 +93,17 @@ class Stream(Protocol):
             OSError: the connection is lost.
         """
 
-    def send(self, data: memoryview) -> int:
-        """Hand to the kernel what it has room for, and return how many bytes that were.
+    def send(self, data: memoryview) -> bool:
+        """Hand to the kernel what it has room for, keep the rest, and return whether it has all.
+
+        If it has not, ``flush`` comes next: what is kept is never sent by itself.
+
+        Raises:
+            OSError: the connection is lost.
+        """
+
+    def flush(self) -> None:
+        """Hand to the kernel what ``send`` has kept, waiting for room.
 
         Raises:
             OSError: the connection is lost.

@@ -82,10 +82,9 @@ class Pump:
                 flow.bytes += count
                 full_reads = full_reads + 1 if count == _BUFFER_SIZE else 0
                 try:
-                    sent = sink.send(self._buffer[:count])
-                    if sent < count:
+                    if not sink.send(self._buffer[:count]):
                         source.stop_reading()
-                        sink.sendall(self._buffer[sent:count])
+                        sink.flush()
                 except OSError as error:
                     sink.broken = error_name(error)
             return not sink.broken
