@@ -61,6 +61,7 @@ class SocketStream:
         "broken",
         "own",
     )
+    close_says_eof = True
 
     def __init__(self, sock: _socket.socket, own: Any = None) -> None:
         self.own = own

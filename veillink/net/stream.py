@@ -52,6 +52,9 @@ class Stream(Protocol):
     broken: str
     """The errno's name once a send has found the peer gone."""
 
+    close_says_eof: bool
+    """Whether ``close`` tells the peer that we have finished; else only ``send_eof`` does."""
+
     @property
     def transport(self) -> Transport:
         """What the kernel knows of the socket underneath."""

@@ -135,7 +135,7 @@ class Relay:
             self._pass_on_eof(sink)
 
     def _pass_on_eof(self, sink: Stream) -> None:
-        if self._connection.inbound.done and self._connection.outbound.done:
+        if sink.close_says_eof and self._connection.inbound.done and self._connection.outbound.done:
             return  # both sockets are closed next, which says the same
         try:
             sink.send_eof()
@@ -180,7 +180,7 @@ class Relay:
             twin.parent = get_hub()
 
     def _join_twin(self) -> None:
-        if not self._connection.outbound.done:
+        if not self._connection.outbound.done or self._twin is not None:  # it may still say that it has finished
             self._joiner = Waiter(get_hub())
             self._joiner.get()
         for stream, end in ((self._client, End.CLIENT_RESET), (self._target, End.TARGET_RESET)):
