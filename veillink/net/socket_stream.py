@@ -17,6 +17,7 @@ from veillink.model import Address
 from veillink.net.peer_watch import PeerWatch
 from veillink.net.pipes import Pipe
 from veillink.net.sockets import readable, set_keepalive
+from veillink.net.stream import Stream
 
 _Value = TypeVar("_Value")
 
@@ -37,6 +38,25 @@ def _wait(watcher: Any) -> None:
         get_hub().switch()
     finally:
         watcher.stop()
+
+
+def read_prefix(
+    stream: Stream, parse: Callable[[bytes], tuple[_Value, int] | None], limit: int
+) -> tuple[_Value, bytes]:
+    """Read what stands before the data; see ``Stream``. Return also what was read beyond it."""
+    held, buffer = b"", memoryview(bytearray(limit))
+    try:
+        while (found := parse(held)) is None:
+            if len(held) >= limit:
+                raise ValueError("longer than it may be")
+            count = stream.recv_into(buffer[: limit - len(held)])
+            if not count:
+                raise EOFError(held)
+            held += buffer[:count]
+    finally:
+        stream.stop_reading()
+    value, used = found
+    return value, held[used:]
 
 
 class SocketStream:
@@ -105,19 +125,8 @@ class SocketStream:
 
     def read_prefix(self, parse: Callable[[bytes], tuple[_Value, int] | None], limit: int) -> _Value:
         """Read what stands before the data; see ``Stream``."""
-        held, buffer = b"", memoryview(bytearray(limit))
-        try:
-            while (found := parse(held)) is None:
-                if len(held) >= limit:
-                    raise ValueError("longer than it may be")
-                count = self.recv_into(buffer[: limit - len(held)])
-                if not count:
-                    raise EOFError(held)
-                held += buffer[:count]
-        finally:
-            self.stop_reading()
-        value, used = found
-        self._unread = held[used:] + self._unread
+        value, rest = read_prefix(self, parse, limit)
+        self._unread = rest + self._unread
         return value
 
     @property

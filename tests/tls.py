@@ -1,0 +1,117 @@
+"""Certificates, and peers that speak TLS with full control over how they end it."""
+
+import ssl
+from collections.abc import Callable
+from functools import cache
+
+import trustme
+from gevent import socket
+
+VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
+NAME = "a.example"
+
+
+@cache
+def authority(which: str = "ours") -> trustme.CA:
+    """Return a certificate authority; ``which`` tells several apart."""
+    return trustme.CA()
+
+
+@cache
+def certificate(*names: str, of: str = "ours") -> trustme.LeafCert:
+    """Return a certificate for these names."""
+    return authority(of).issue_cert(*names or (NAME,))
+
+
+def serving(cert: trustme.LeafCert | None = None, version: str = "") -> ssl.SSLContext:
+    """Return a server's context, of the one version where that is given."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    (cert or certificate()).configure_cert(context)
+    return _only(context, version)
+
+
+def asking(version: str = "", of: str = "ours") -> ssl.SSLContext:
+    """Return the context of a client that verifies."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    authority(of).configure_trust(context)
+    return _only(context, version)
+
+
+def _only(context: ssl.SSLContext, version: str) -> ssl.SSLContext:
+    if version:
+        context.minimum_version = context.maximum_version = VERSIONS[version]
+    return context
+
+
+class TlsPeer:
+    """A far end: unlike ``ssl.SSLSocket`` it can finish in TLS alone, on TCP alone, and go on receiving."""
+
+    def __init__(self, sock: socket.socket, context: ssl.SSLContext, name: str = NAME) -> None:
+        self.sock = sock
+        self._received, self._to_send = ssl.MemoryBIO(), ssl.MemoryBIO()
+        serves = context.protocol is ssl.PROTOCOL_TLS_SERVER
+        self.engine = context.wrap_bio(self._received, self._to_send, serves, None if serves else name or None)
+
+    def shake_hands(self) -> "TlsPeer":
+        while not self._tried(self.engine.do_handshake):
+            self.pull()
+        return self
+
+    def _tried(self, step: Callable[[], object]) -> bool:
+        try:
+            step()
+        except ssl.SSLWantReadError:
+            return False
+        finally:
+            self.push()
+        return True
+
+    def push(self) -> None:
+        if self._to_send.pending:
+            self.sock.sendall(self._to_send.read())
+
+    def pull(self, most: int = 1 << 16) -> None:
+        if data := self.sock.recv(most):
+            self._received.write(data)
+        else:
+            self._received.write_eof()
+
+    def sendall(self, data: bytes, record: int = 1 << 14) -> None:
+        for start in range(0, len(data), record):
+            self.engine.write(data[start : start + record])
+            if self._to_send.pending > 1 << 16:
+                self.push()
+        self.push()
+
+    def recv(self, most: int) -> bytes:
+        """Return what comes next, nothing after a close_notify; raise ssl.SSLEOFError for a FIN without one."""
+        while True:
+            try:
+                return self.engine.read(most)
+            except ssl.SSLWantReadError:
+                self.push()
+                self.pull()
+            except ssl.SSLZeroReturnError:
+                return b""
+
+    def read_exactly(self, count: int) -> bytes:
+        data = b""
+        while len(data) < count:
+            part = self.recv(count - len(data))
+            assert part, f"finished after {len(data)} of {count} bytes"
+            data += part
+        return data
+
+    def read_to_eof(self) -> bytes:
+        data = bytearray()
+        while part := self.recv(1 << 16):
+            data += part
+        return bytes(data)
+
+    def finish(self) -> None:
+        """Say that nothing more comes."""
+        self._tried(self.engine.unwrap)
+
+    def close(self) -> None:
+        self.finish()
+        self.sock.close()
