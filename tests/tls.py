@@ -12,7 +12,7 @@ NAME = "a.example"
 
 
 @cache
-def authority(which: str = "ours") -> trustme.CA:
+def authority(which: str, /) -> trustme.CA:
     """Return a certificate authority; ``which`` tells several apart."""
     return trustme.CA()
 
