@@ -1,5 +1,7 @@
 """Certificates, and peers that speak TLS with full control over how they end it."""
 
+import _ssl
+import ctypes
 import ssl
 from collections.abc import Callable
 from functools import cache
@@ -50,7 +52,7 @@ class TlsPeer:
         self.sock = sock
         self._received, self._to_send = ssl.MemoryBIO(), ssl.MemoryBIO()
         serves = context.protocol is ssl.PROTOCOL_TLS_SERVER
-        self.engine = context.wrap_bio(self._received, self._to_send, serves, None if serves else name or None)
+        self.engine = context.wrap_bio(self._received, self._to_send, serves, None if serves else name)
 
     def shake_hands(self) -> "TlsPeer":
         while not self._tried(self.engine.do_handshake):
@@ -108,9 +110,22 @@ class TlsPeer:
             data += part
         return bytes(data)
 
+    def update_keys(self) -> None:
+        """Change keys, and ask the other side to do so too. Python cannot: OpenSSL's own object is behind its own."""
+        lib = ctypes.CDLL(_ssl.__file__)
+        lib.SSL_key_update.argtypes = [ctypes.c_void_p, ctypes.c_int]
+        behind = ctypes.c_void_p.from_address(id(self.engine._sslobj) + 24)  # type: ignore[attr-defined]
+        assert lib.SSL_key_update(behind, 1) == 1
+        self.engine.do_handshake()
+
     def finish(self) -> None:
         """Say that nothing more comes."""
         self._tried(self.engine.unwrap)
+
+    def finish_with(self, data: bytes, record: int = 1 << 14) -> None:
+        """Send this, and say that nothing more comes."""
+        self.sendall(data, record)
+        self.finish()
 
     def close(self) -> None:
         self.finish()

@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 import gevent
 
 from veillink.net.socket_stream import SocketStream, read_prefix
+from veillink.net.stream import Spliceable
 
 _Value = TypeVar("_Value")
 
@@ -255,19 +256,24 @@ class TlsStream:
             data = data[_AT_ONCE:]
 
     def send_eof(self) -> None:
-        """Finish sending, in TLS and on TCP; see ``Stream``."""
+        """Finish sending, in TLS and on TCP; see ``Stream``.
+
+        A peer that has finished and has everything may have closed: then it answers a close_notify with RST, or has
+        sent one as it closed, because it never reads the tickets of TLS 1.3. That is no error.
+        """
         try:
             self._engine.unwrap()
         except ssl.SSLWantReadError:  # that of the peer has not come yet
             pass
         except ssl.SSLError as error:
             raise self._failed(error) from None
-        if not self._hand_over():
-            self.flush()
+        needs_nothing = self._ending == "" and not self.unacked_bytes()
         try:
+            if not self._hand_over():
+                self.flush()
             self._stream.send_eof()
         except OSError as error:
-            if error.errno != errno.ENOTCONN:  # a peer that has closed already answers a close_notify with RST
+            if not needs_nothing and error.errno != errno.ENOTCONN:  # as shutdown says after such an RST
                 raise
 
     # --- the end ---
@@ -275,7 +281,7 @@ class TlsStream:
     def _failed(self, error: ssl.SSLError) -> TlsError:
         """Send the alert, if it is ours, and return the error as one of this module."""
         self._room.received.read()
-        self._refused = bool(self._room.to_send.pending)
+        self._refused = self._refused or bool(self._room.to_send.pending)
         with contextlib.suppress(OSError):  # it has gone
             self._hand_over()
         if isinstance(error, ssl.SSLCertVerificationError):
@@ -304,5 +310,6 @@ class TlsStream:
         """Return about how many bytes for the peer have not arrived there, encrypted; see ``Stream``."""
         return self._stream.unacked_bytes()
 
-    def raw(self) -> None:
-        """Return nothing: the kernel cannot encrypt."""
+    def raw(self) -> Spliceable | None:
+        """Return nothing: the kernel does not encrypt."""
+        return None
