@@ -7,9 +7,10 @@ one without a cipher. It is made by hand, because what ``ssl.create_default_cont
 import contextlib
 import ssl
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+
+from veillink.credentials import Certificate
 
 _VERSIONS: Final = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 _NO_CHECK_TIME: Final = 0x200000  # X509_V_FLAG_NO_CHECK_TIME, not named by Python
@@ -20,27 +21,6 @@ _OTHERS_READ: Final = 0o004
 
 class ContextError(ValueError):
     """A context cannot be made of these files; the text says which and why."""
-
-
-@dataclass(frozen=True, slots=True)
-class Certificate:
-    """What a certificate says of itself.
-
-    Args:
-        file: where it is.
-        names: the names and addresses that it is for.
-        issuer: who has signed it.
-        not_before: Unix seconds; 0 where it could not be read.
-        not_after: the same.
-        doubts: why some peers will refuse it, or somebody could steal its key.
-    """
-
-    file: str
-    names: tuple[str, ...] = ()
-    issuer: str = ""
-    not_before: float = 0.0
-    not_after: float = 0.0
-    doubts: tuple[str, ...] = ()
 
 
 def server_context(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.tls import authority, certificate
-from veillink.net.tls_contexts import ContextError, client_context, server_context
+from veillink.config.contexts import ContextError, client_context, server_context
 
 Issue = Callable[..., str]
 

@@ -1,0 +1,72 @@
+"""The nouns of TLS: what rules show and ask for, and what certificates say of themselves.
+
+Rule: two values are equal if they were made of the same settings and of files with the same bytes; nothing of a key is
+in what they show.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class TargetTls(StrEnum):
+    """Whether a target is spoken to in TLS."""
+
+    OFF = "off"
+    VERIFY = "verify"
+    INSECURE = "insecure"
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """What a certificate says of itself.
+
+    Args:
+        file: where it is.
+        names: the names and addresses that it is for.
+        issuer: who has signed it.
+        not_before: Unix seconds; 0 where it could not be read.
+        not_after: the same.
+        doubts: why some peers will refuse it, or somebody could steal its key.
+    """
+
+    file: str
+    names: tuple[str, ...] = ()
+    issuer: str = ""
+    not_before: float = 0.0
+    not_after: float = 0.0
+    doubts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ServerTls:
+    """How a rule speaks TLS with its clients.
+
+    Args:
+        digest: of the settings and the files.
+        certificates: one or more; clients that name none of theirs get the first.
+        client_names: patterns of the names that a client's certificate has to hold one of; none: any.
+        contexts: an ``ssl.SSLContext`` for each certificate.
+    """
+
+    digest: bytes
+    certificates: tuple[Certificate, ...]
+    client_names: tuple[str, ...] = ()
+    contexts: tuple[Any, ...] = field(default=(), compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ClientTls:
+    """How a rule speaks TLS with a target.
+
+    Args:
+        digest: of the settings and the files.
+        name: that it is asked for, and has to prove where that is verified; nothing: its host.
+        certificate: our own, if it has one.
+        context: an ``ssl.SSLContext``.
+    """
+
+    digest: bytes
+    name: str = ""
+    certificate: Certificate | None = None
+    context: Any = field(default=None, compare=False, repr=False)
