@@ -15,7 +15,8 @@ from veillink import cli
 from veillink.cli import main
 from veillink.config.settings import from_environment
 from veillink.log import LEVELS, Log
-from veillink.model import RuleOptions, Settings
+from veillink.model import RuleOptions
+from veillink.settings import Settings
 
 from .sockets import Sockets, address_of, eventually
 from .system.harness import HOST, free_port

@@ -13,8 +13,10 @@ The folders are the way of the data, and imports go down this list only::
     net/            the kernel, one job each: stream, dial, resolver, listening, sockets, pipes, ticker, greenlets
     stats/          ledger (every connection's account), metrics (one table), snapshot (what is shown)
     log  text       lines that never block; escaping for people
+    settings        the nouns of the command line
     model           the nouns: frozen values; End, the closed list of endings
     limits          the nouns of who may come in, and how much: networks, rates
+    credentials     the nouns of TLS: what is shown and asked for
 
 A connection: ``server.listener`` accepts, ``proxy.session`` tells its story, ``proxy.connect`` and ``net.dial`` find
 its target, ``proxy.relay`` moves its bytes, ``stats.ledger`` keeps its account.

@@ -10,7 +10,8 @@ from veillink.config.settings import admin_settings, defaults, parser, settings,
 from veillink.config.source import open_source
 from veillink.daemon.process import run
 from veillink.log import opened
-from veillink.model import AdminSettings, RuleOptions, Settings
+from veillink.model import RuleOptions
+from veillink.settings import AdminSettings, Settings
 from veillink.text import printable
 
 

@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 import gevent
 from gevent.hub import get_hub
 
-from veillink.model import Settings
+from veillink.settings import Settings
 
 LEVELS: Final = ("debug", "info", "warning", "error")
 

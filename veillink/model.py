@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, NamedTuple
 
+from veillink.credentials import ClientTls, ServerTls, TargetTls
 from veillink.limits import ByteRate, Networks, Rate
 
 
@@ -163,6 +164,13 @@ class RuleOptions:
         connection_rate_per_client: at which one client is served; one more is reset.
         upload_rate: at which bytes of clients go to the targets.
         download_rate: at which bytes of the targets go to clients.
+        tls: the files of the certificates that it shows; without any it speaks no TLS with clients.
+        tls_key: the files of their keys, where these are in files of their own.
+        tls_client_ca: the file of those who have to have signed a client's certificate, or nothing.
+        tls_client_names: patterns of the names that such a certificate has to hold one of.
+        tls_min: the lowest version of TLS.
+        alpn: the protocols that it speaks inside TLS, the best one first; ``pass`` alone: those of the target.
+        tls_timeout: for all that comes before a client's first byte inside TLS.
     """
 
     connect_timeout: float = 5.0
@@ -193,6 +201,13 @@ class RuleOptions:
     connection_rate_per_client: Rate = _NO_RATE
     upload_rate: ByteRate = _NO_BYTE_RATE
     download_rate: ByteRate = _NO_BYTE_RATE
+    tls: tuple[str, ...] = ()
+    tls_key: tuple[str, ...] = ()
+    tls_client_ca: str = ""
+    tls_client_names: tuple[str, ...] = ()
+    tls_min: str = "1.2"
+    alpn: tuple[str, ...] = ()
+    tls_timeout: float = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +220,13 @@ class Target:
         backup: used only when no other target can be.
         fixed: every listener of a range leads to this one address, not each to a port of its own.
         send_proxy: the version of the PROXY header that it is sent before anything else.
+        sni: patterns of the names whose clients it is for; without any it is for all others.
+        target_tls: whether it is spoken to in TLS, and has to prove who it is.
+        target_ca: the file of those who may have signed for that, or of its certificate; nothing: the system's.
+        target_name: that it is asked for and has to prove; nothing: its host.
+        target_cert: the file of our own certificate for it, or nothing.
+        target_key: the file of that one's key, where this is in a file of its own.
+        tls: all of that, made from the files.
     """
 
     address: Address
@@ -212,6 +234,13 @@ class Target:
     backup: bool = False
     fixed: bool = False
     send_proxy: SendProxy = SendProxy.OFF
+    sni: tuple[str, ...] = ()
+    target_tls: TargetTls = TargetTls.OFF
+    target_ca: str = ""
+    target_name: str = ""
+    target_cert: str = ""
+    target_key: str = ""
+    tls: ClientTls | None = None
 
     def at(self, offset: int) -> Address:
         """Return the address for the listener ``offset`` ports into the range."""
@@ -228,6 +257,7 @@ class Rule:
         ports: how many ports it listens on, counted from there.
         targets: at least one, in the order of their rows.
         options: what applies to each of its connections.
+        tls: how it speaks TLS with clients, made from the files that the options name.
         origin: where its first row stands, as ``config.csv:12``. Two rules that differ only here are equal.
     """
 
@@ -236,6 +266,7 @@ class Rule:
     ports: int
     targets: tuple[Target, ...]
     options: RuleOptions = RuleOptions()
+    tls: ServerTls | None = None
     origin: str = field(default="", compare=False)
 
     @property
@@ -298,50 +329,3 @@ class RuleSet:
             was = removed.pop(rule.key, None)
             (added if was is None else same if was == rule else changed).append(rule)
         return Diff(tuple(added), tuple(removed.values()), tuple(changed), tuple(same))
-
-
-@dataclass(frozen=True, slots=True)
-class AdminSettings:
-    """Where the state is shown over HTTP.
-
-    Args:
-        shown: as it was asked for.
-        addresses: all that this is: numeric ones, or one UNIX socket.
-        names: the host names it may be called by without a token.
-        token: what has to be shown, or nothing.
-    """
-
-    shown: str
-    addresses: tuple[Address, ...]
-    names: frozenset[str]
-    token: str
-
-    @property
-    def is_unix(self) -> bool:
-        """Whether it is a UNIX socket."""
-        return self.addresses[0].is_unix
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What the command line asks for; the fields are its options.
-
-    Args:
-        warnings: what else is to be said of how they were given.
-    """
-
-    config: str
-    strict: bool
-    watch: bool
-    drain_timeout: float
-    max_connections: int
-    relay: str
-    workers: int
-    worker_timeout: float
-    pidfile: str
-    log_format: str
-    log_level: str
-    access_log: bool
-    admin: AdminSettings | None
-    defaults: RuleOptions
-    warnings: tuple[str, ...] = ()

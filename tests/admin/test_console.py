@@ -13,8 +13,9 @@ from tests.system.harness import HOST, free_port
 from veillink.admin.console import NoAnswer, ask, is_alive, tables
 from veillink.admin.http import Slots, listen_at_all
 from veillink.admin.pages import Admin
-from veillink.model import Address, AdminSettings
+from veillink.model import Address
 from veillink.net.listening import listen
+from veillink.settings import AdminSettings
 
 _T = TypeVar("_T")
 

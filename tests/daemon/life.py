@@ -12,7 +12,8 @@ from gevent import socket
 from tests.sockets import Journal, Sockets, address_of
 from tests.system.harness import HOST, read_exactly
 from veillink.daemon import process as daemon
-from veillink.model import Address, RuleOptions, Settings
+from veillink.model import Address, RuleOptions
+from veillink.settings import Settings
 
 
 def send(number: signal.Signals) -> None:

@@ -12,9 +12,10 @@ from tests.system.harness import HOST, free_port
 from veillink.admin.status import ProcessStatus
 from veillink.daemon.admin_endpoint import AdminEndpoint
 from veillink.daemon.membership import Alone, Membership
-from veillink.model import Address, AdminSettings, StartupError
+from veillink.model import Address, StartupError
 from veillink.server.fd_budget import FdBudget
 from veillink.server.server import Server
+from veillink.settings import AdminSettings
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ from tests.fleet.test_claims import claims, listening
 from tests.forked import forked
 from tests.system.harness import HOST, free_port
 from veillink.fleet.launch import FleetApplication, _check_listeners, run_workers
-from veillink.model import Address, AdminSettings, RuleOptions, Settings, StartupError
+from veillink.model import Address, RuleOptions, StartupError
+from veillink.settings import AdminSettings, Settings
 
 
 def outcome(settings: Settings, tmp_path: Path) -> tuple[str, str]:

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from veillink.model import REFUSALS, Address, AdminSettings, SendProxy
+from veillink.model import REFUSALS, Address, SendProxy
+from veillink.settings import AdminSettings
 from veillink.text import printable
 
 _PATIENCE: Final = 10.0  # seconds for an answer

@@ -116,7 +116,7 @@ def _rule(group: Group, defaults: RuleOptions, source: str) -> Iterator[Rule]:
         values = {name: option.value for name, option in given.items()}
         name, targets = values.pop("name", rows[0].cell), tuple(row.target for row in rows)
         options = replace(defaults, **values)
-        yield Rule(name, rows[0].listen, rows[0].ports, targets, options, f"{source}:{rows[0].line.number}")
+        yield Rule(name, rows[0].listen, rows[0].ports, targets, options, origin=f"{source}:{rows[0].line.number}")
 
 
 class Parsed(NamedTuple):

@@ -23,8 +23,9 @@ from veillink.config.files import read_regular
 from veillink.config.options import OPTIONS
 from veillink.config.values import number, parse_admin, parse_duration, parse_names, parse_token
 from veillink.log import LEVELS
-from veillink.model import Address, AdminSettings, RuleOptions, Settings
+from veillink.model import Address, RuleOptions
 from veillink.net.cgroup import usable_cpus
+from veillink.settings import AdminSettings, Settings
 from veillink.text import printable
 
 _LARGEST_SETTINGS: Final = 1 << 20

@@ -10,8 +10,9 @@ from typing import Protocol
 from veillink.admin.status import Shown
 from veillink.daemon.membership import Membership
 from veillink.log import Log
-from veillink.model import AdminSettings, StartupError
+from veillink.model import StartupError
 from veillink.net.sockets import error_name
+from veillink.settings import AdminSettings
 
 
 class _Closable(Protocol):

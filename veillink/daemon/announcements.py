@@ -11,10 +11,11 @@ from veillink import __version__
 from veillink.config.rules import Parsed
 from veillink.daemon.membership import Membership
 from veillink.log import Log
-from veillink.model import Diff, RuleSet, Settings
+from veillink.model import Diff, RuleSet
 from veillink.net.greenlets import unhurried
 from veillink.server.fd_budget import FdBudget
 from veillink.server.server import Server
+from veillink.settings import Settings
 from veillink.text import printable
 
 

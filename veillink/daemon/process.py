@@ -25,12 +25,13 @@ from veillink.daemon.pidfile import check_pid, remove_pid, write_pid
 from veillink.daemon.reloader import Reloader, check_descriptors
 from veillink.daemon.supervisor import ServiceNotifier, inherited
 from veillink.log import Log
-from veillink.model import Address, Settings, StartupError
+from veillink.model import Address, StartupError
 from veillink.net.cgroup import memory_limit
 from veillink.net.sockets import raise_fd_limit
 from veillink.net.ticker import lived
 from veillink.server.fd_budget import FdBudget
 from veillink.server.server import Server
+from veillink.settings import Settings
 
 # How long it may take until the next of the cut connections has closed, and what systemd is told for all; in seconds.
 _CUT_TIME: Final = 0.3

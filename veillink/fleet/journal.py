@@ -14,7 +14,7 @@ from typing import Any, Final
 from gunicorn.glogging import Logger
 
 from veillink.log import AT_ONCE, Lines
-from veillink.model import Settings
+from veillink.settings import Settings
 
 _LONGEST_TRACE: Final = 3000
 _LEVELS: Final = {logging.DEBUG: "debug", logging.INFO: "debug", logging.WARNING: "warning"}

@@ -24,9 +24,10 @@ from veillink.fleet.journal import Journal
 from veillink.fleet.master import STOPS, Master
 from veillink.fleet.scoreboard import Scoreboard
 from veillink.fleet.worker import Forwarder, Worker
-from veillink.model import Address, Settings, StartupError
+from veillink.model import Address, StartupError
 from veillink.net.listening import is_shared
 from veillink.net.sockets import raise_fd_limit
+from veillink.settings import Settings
 
 
 def run_workers(settings: Settings) -> int:

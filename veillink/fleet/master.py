@@ -27,8 +27,9 @@ from veillink.fleet.journal import Journal, MasterLog
 from veillink.fleet.reload import FleetReload
 from veillink.fleet.scoreboard import Scoreboard
 from veillink.fleet.worker import Worker
-from veillink.model import Address, Settings, StartupError
+from veillink.model import Address, StartupError
 from veillink.net.ticker import lived
+from veillink.settings import Settings
 
 _LOOK: Final = 0.05  # seconds, while workers are waited for
 _START_PAUSE: Final = 1.0  # after a worker that could not start

@@ -22,7 +22,8 @@ from veillink.fleet.control import Heartbeat
 from veillink.fleet.member import FleetMember
 from veillink.fleet.scoreboard import Scoreboard, Slot
 from veillink.log import opened
-from veillink.model import Address, Settings
+from veillink.model import Address
+from veillink.settings import Settings
 
 # Not for workers, but sent to all of a terminal's or a container's processes.
 _FOR_THE_MASTER: Final = (signal.SIGINT, signal.SIGUSR2, signal.SIGWINCH, signal.SIGTTIN, signal.SIGTTOU)
