@@ -58,6 +58,15 @@ def test_a_file_that_is_too_large_is_not_read_whole(tmp_path: Path) -> None:
     assert "larger than 16 MiB" in problem.message
 
 
+@pytest.mark.parametrize(("mode", "warned"), [(0o644, False), (0o666, True)])
+def test_a_file_that_everybody_may_change_comes_with_a_warning(mode: int, warned: bool, tmp_path: Path) -> None:
+    path = tmp_path / "rules.csv"
+    path.write_text("8080,db,70000\n")
+    path.chmod(mode)
+    warning = f"{path}: everybody on this host may change it; chmod o-w {path}"
+    assert FileSource(str(path), DEFAULT).load().warnings == ((warning,) if warned else ())
+
+
 # --- followed -----------------------------------------------------------------------------------------------------
 
 

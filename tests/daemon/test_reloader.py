@@ -11,6 +11,7 @@ from tests.sockets import Journal, Sockets, eventually
 from tests.system.harness import HOST, free_port, read_exactly
 from tests.system.manager import Manager
 from veillink.config import schedule
+from veillink.daemon import process as daemon
 from veillink.model import Address
 from veillink.server.server import Server
 
@@ -55,6 +56,17 @@ def test_a_file_with_any_problem_takes_nothing_away(
     talk(sockets, port, backend)
     client.sendall(b"still here")
     assert read_exactly(target, 10) == b"still here"
+
+
+def test_more_listeners_than_there_are_descriptors_for_are_refused_whole(
+    live: Live, sockets: Sockets, port: int, backend: socket.socket, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon, "raise_fd_limit", lambda: 100)
+    life = live(row(port, backend)).ready()
+    life.path.write_text(row(port, backend) + f"{HOST}:20000-20099,db,80\n")
+    send(signal.SIGHUP)
+    assert "file descriptors are needed at least, not 100" in journal.wait_for("not reloaded")["message"]
+    talk(sockets, port, backend)
 
 
 def test_a_reload_that_breaks_is_refused_told_and_tried_again(
