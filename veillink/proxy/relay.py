@@ -130,6 +130,8 @@ class Relay:
         """Move bytes one way until the source has finished, and pass that on."""
         self._shared.pump.run(source, sink, flow, lost)
         flow.done = True
+        if self._reset and self._reset[1] is lost and not source.close_says_eof:
+            self._reset = None  # that came after it had finished: TLS would have told a cut from that
         self._moved_at = time.monotonic()
         if not sink.broken:
             self._pass_on_eof(sink)
@@ -206,7 +208,10 @@ class Relay:
         """Heed a reset that this stream's reader may not see: it has finished, or waits for the other side."""
         if self._connection.inbound.done and self._connection.outbound.done:
             return
-        stream.broken = "ECONNRESET"
+        if stream.close_says_eof or self._over:
+            stream.broken = "ECONNRESET"
+        elif flow.done:
+            return  # it said so in TLS, and then closed with a reset because it never read its tickets
         if flow.done:
             self._connection.scope.cancel(Ended(end, stream.broken))
         else:
