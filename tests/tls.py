@@ -50,6 +50,7 @@ class TlsPeer:
 
     def __init__(self, sock: socket.socket, context: ssl.SSLContext, name: str = NAME) -> None:
         self.sock = sock
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # a close with tickets unread would lose what waits
         self._received, self._to_send = ssl.MemoryBIO(), ssl.MemoryBIO()
         serves = context.protocol is ssl.PROTOCOL_TLS_SERVER
         self.engine = context.wrap_bio(self._received, self._to_send, serves, None if serves else name)

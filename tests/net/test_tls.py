@@ -177,7 +177,6 @@ def test_records_may_come_byte_by_byte(sockets: Sockets, room: Room) -> None:
         recv = staticmethod(far.recv)
 
     peer.sock = Dribbling()  # type: ignore[assignment]
-    far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     other = gevent.spawn(peer.shake_hands)
     stream.handshake(soon())
     other.get()

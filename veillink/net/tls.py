@@ -240,8 +240,8 @@ class TlsStream:
         return self._hand_over()
 
     def _hand_over(self) -> bool:
-        """Hand to the kernel what is encrypted; return whether it has had room for all."""
-        return self._stream.send(memoryview(self._room.to_send.read()))
+        """Hand to the kernel what is encrypted, if anything is; return whether it has had room for all."""
+        return not self._room.to_send.pending or self._stream.send(memoryview(self._room.to_send.read()))
 
     def flush(self) -> None:
         """Hand over what ``send`` has kept; see ``Stream``."""
