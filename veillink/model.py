@@ -24,6 +24,11 @@ class End(StrEnum):
     BAD_PROXY_HEADER = "bad_proxy_header"
     DENIED = "denied"
     OVER_LIMIT = "over_limit"
+    BAD_TLS = "bad_tls"
+    NO_ROUTE = "no_route"
+    TARGET_TLS = "target_tls"
+    CLIENT_TRUNCATED = "client_truncated"
+    TARGET_TRUNCATED = "target_truncated"
     LOOP = "loop"
     IDLE_TIMEOUT = "idle_timeout"
     HALF_CLOSE_TIMEOUT = "half_close_timeout"
@@ -33,11 +38,11 @@ class End(StrEnum):
 
 
 CONNECT_FAILURES: Final = frozenset(
-    {End.CONNECT_REFUSED, End.CONNECT_TIMEOUT, End.CONNECT_FAILED, End.NAME_NOT_FOUND, End.NO_TARGET}
+    {End.CONNECT_REFUSED, End.CONNECT_TIMEOUT, End.CONNECT_FAILED, End.NAME_NOT_FOUND, End.NO_TARGET, End.TARGET_TLS}
 )
 """The endings that say that a target could not be reached."""
 
-REFUSALS: Final = (End.BAD_PROXY_HEADER, End.DENIED, End.OVER_LIMIT)
+REFUSALS: Final = (End.BAD_PROXY_HEADER, End.DENIED, End.OVER_LIMIT, End.BAD_TLS, End.NO_ROUTE)
 """The endings that say that a client was not let in."""
 
 
@@ -114,6 +119,7 @@ class Health(StrEnum):
 
     OFF = "off"
     TCP = "tcp"
+    TLS = "tls"
 
 
 class SendProxy(StrEnum):

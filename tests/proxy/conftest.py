@@ -7,16 +7,14 @@ import pytest
 from gevent import socket
 
 from tests.names import NameServer
-from tests.proxy.connecting import FOREVER, Connect, Outcome, Within, outcome
+from tests.proxy.connecting import FOREVER, Connect, Outcome, connect_to, outcome
 from tests.proxy.front import Forward, Front
 from tests.proxy.making import TICK
 from tests.sockets import Journal, Sockets
-from tests.system.harness import HOST
 from veillink.model import Address, Rule, RuleOptions, Target
 from veillink.net.places import Places
 from veillink.net.resolver import Resolver
 from veillink.net.unix_queue import UnixQueues
-from veillink.proxy import connect as connect_module
 from veillink.proxy.pool import Pool
 from veillink.proxy.upstream import Upstream
 
@@ -51,8 +49,6 @@ def connect(book: Resolver) -> Connect:
         route = Upstream(
             pool, book, UnixQueues(), Places(16), lambda member, reason: None, lambda member: None, retry_interval
         )
-        return outcome(
-            lambda until, tried: connect_module.connect(route, offset, HOST, Within(until), tried)[:2], seconds
-        )
+        return outcome(lambda until, tried: connect_to(route, offset, until, tried)[:2], seconds)
 
     return _connect

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from tests.system.harness import HOST, open_in
 from veillink.model import Address, End, Ended
+from veillink.net.socket_stream import SocketStream
 from veillink.net.stream import Stream
 from veillink.proxy import connect as connect_module
 from veillink.proxy.pool import Member
@@ -32,9 +33,22 @@ class Within(contextlib.nullcontext[None]):
     def __init__(self, until: float) -> None:
         super().__init__()
         self._until = until
+        self.address: Address | None = None
 
     def until(self) -> float:
         return self._until
+
+    def introduce(self, stream: SocketStream, address: Address, member: Member, until: float) -> Stream:
+        self.address = address
+        return stream
+
+
+def connect_to(upstream: Upstream, offset: int, until: float, tried: list[str]) -> tuple[Stream, Address, Member]:
+    """Connect, and return also where."""
+    within = Within(until)
+    stream, member = connect_module.connect(upstream, offset, HOST, within, tried)
+    assert within.address is not None
+    return stream, within.address, member
 
 
 Connect = Callable[..., Outcome]
@@ -64,7 +78,7 @@ class Rows:
     def connect(self, seconds: float) -> Address:
         """Return where a client got."""
         tried, until = list[str](), time.monotonic() + seconds
-        stream, address, member = connect_module.connect(self.upstream, 0, HOST, Within(until), tried)
+        stream, address, member = connect_to(self.upstream, 0, until, tried)
         stream.close()
         member.leave()
         return address

@@ -12,6 +12,7 @@ from veillink.net.pipes import Pipes
 from veillink.net.places import Places
 from veillink.net.resolver import Answer, Resolver, getaddrinfo
 from veillink.net.ticker import Ticker, Watched
+from veillink.net.tls import TlsRoom
 from veillink.net.turns import Turns
 from veillink.net.unix_queue import UnixQueues
 from veillink.proxy.limiter import ConnectionLimiter, Division
@@ -37,7 +38,18 @@ def make_shared(
     pump = Pump(pipes or Pipes(2), ticker)
     resolver = Resolver(log, 8, names)
     return Shared(
-        log, Ledger(), limiter, Greenlets(), ticker, watch, pump, resolver, UnixQueues(), Places(16), Turns(4)
+        log,
+        Ledger(),
+        limiter,
+        Greenlets(),
+        ticker,
+        watch,
+        pump,
+        resolver,
+        UnixQueues(),
+        Places(16),
+        Turns(4),
+        TlsRoom(),
     )
 
 

@@ -11,14 +11,13 @@ from gevent import socket
 
 from tests.names import NameServer
 from tests.net.test_dial import NOT_CONNECTABLE, slow
-from tests.proxy.connecting import FOREVER, Connect, Rows, Within
+from tests.proxy.connecting import FOREVER, Connect, Rows, connect_to
 from tests.sockets import Sockets, address_of, eventually, open_files
 from tests.system.harness import HOST, free_port
 from veillink.model import Address, End, Ended, Rule, RuleOptions, Target
 from veillink.net.places import Places
 from veillink.net.resolver import Resolver
 from veillink.net.unix_queue import UnixQueues
-from veillink.proxy import connect as connect_module
 from veillink.proxy.pool import Pool
 from veillink.proxy.upstream import Upstream
 
@@ -160,7 +159,7 @@ def test_when_all_have_refused_they_are_tried_again_until_one_is_there(
     pool = Pool(Rule("web", Address("", 80), 1, targets, RuleOptions(max_fails=1)), lambda: 0.5)
     route = Upstream(pool, book, UnixQueues(), Places(16), lambda member, reason: None, lambda member: None, 0.01)
     tried: list[str] = []
-    attempt = gevent.spawn(connect_module.connect, route, 0, HOST, Within(FOREVER), tried)
+    attempt = gevent.spawn(connect_to, route, 0, FOREVER, tried)
     gevent.sleep(0.1)  # for some tries: by now all are out, and asked all the same
     assert not attempt.ready()
     if returns == "unix":

@@ -18,6 +18,7 @@ from tests.system.namespace import Network
 from veillink.model import Address, Health, Rule, RuleOptions, Target
 from veillink.net.places import Places
 from veillink.net.resolver import Resolver
+from veillink.net.tls import TlsRoom
 from veillink.net.turns import Turns
 from veillink.net.unix_queue import UnixQueues
 from veillink.proxy.health import Probes
@@ -124,7 +125,7 @@ def probe(journal: Journal) -> Iterator[Probe]:
         upstream = Upstream(
             pool, book, UnixQueues(), Places(16), lambda member, reason: found.turned.append(reason), lost
         )
-        running.append(Probes(upstream, options, turns or Turns(4), found.draw))
+        running.append(Probes(upstream, options, turns or Turns(4), TlsRoom(), found.draw))
         return found
 
     yield _probe
@@ -211,7 +212,7 @@ def test_of_probes_that_were_stopped_nothing_is_left_to_the_collector(journal: J
     upstream = Upstream(
         Pool(rule, lambda: 0.0), Resolver(journal.log, 1), UnixQueues(), Places(1), lambda *_: None, lambda _: None
     )
-    probes = Probes(upstream, rule.options, Turns(1), lambda: 1.0)
+    probes = Probes(upstream, rule.options, Turns(1), TlsRoom(), lambda: 1.0)
     gone = weakref.ref(probes)
     if begun:
         gevent.sleep(0)

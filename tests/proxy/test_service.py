@@ -55,7 +55,7 @@ def test_targets_that_go_out_and_come_back_are_logged(shared: Shared, journal: J
 @pytest.mark.parametrize("health", Health)
 def test_targets_are_probed_only_where_the_rule_asks_for_it(health: Health, shared: Shared) -> None:
     service = Service.build(rule(A, health=health), shared)
-    assert (service.probes is not None) is (health is Health.TCP)
+    assert bool(service.probes) is (health is not Health.OFF)
     service.stop_probes()
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from gevent import socket
 
-from tests.proxy.connecting import FOREVER, Within
+from tests.proxy.connecting import FOREVER, connect_to
 from tests.sockets import address_of, no_descriptor_left, no_port_left
 from tests.system.harness import HOST
 from tests.system.namespace import Network
@@ -14,7 +14,6 @@ from veillink.model import Address, End, Ended, Rule, RuleOptions, Target
 from veillink.net.places import Places
 from veillink.net.resolver import Resolver
 from veillink.net.unix_queue import UnixQueues
-from veillink.proxy import connect as connect_module
 from veillink.proxy.pool import Pool
 from veillink.proxy.upstream import Upstream
 
@@ -48,7 +47,7 @@ def test_what_this_host_lacks_takes_no_target_out(
 ) -> None:
     way, tried = route(live, Address(f"unix:{tmp_path}/x", 0)), list[str]()
     with no_descriptor_left(), pytest.raises(Ended) as caught:
-        connect_module.connect(way, 0, HOST, Within(FOREVER), tried)
+        connect_to(way, 0, FOREVER, tried)
     assert (caught.value.end, caught.value.detail) == (End.CONNECT_FAILED, "EMFILE")
     assert [connection.split()[-1] for connection in tried] == ["EMFILE", "EMFILE"]
     assert down == []
@@ -58,6 +57,6 @@ def test_a_lack_of_free_ports_takes_no_target_out(route: Callable[..., Upstream]
     with Network() as network, network.inside(), socket.create_server((HOST, 0)) as listener:
         way = route(address_of(listener), Address("127.0.0.2", 1))
         with no_port_left(listener), pytest.raises(Ended) as caught:
-            connect_module.connect(way, 0, HOST, Within(FOREVER), [])
+            connect_to(way, 0, FOREVER, [])
     assert caught.value.end is End.CONNECT_REFUSED  # at the other one, which is to blame
     assert down == ["ECONNREFUSED"]

@@ -5,7 +5,7 @@ Rule: ``parse`` returns, or raises ``ValueError``, and nothing else, whatever th
 
 from typing import Final, NamedTuple
 
-from veillink.net.names import normalise
+from veillink.names import normalise
 
 LIMIT: Final = 16 * 1024
 """The bytes of the longest hello, with the headers of its records: with so many, ``parse`` never asks for more."""

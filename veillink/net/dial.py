@@ -14,8 +14,8 @@ from veillink.model import Address, End, Ended
 from veillink.net.attempt import Attempt, Callback, ended
 from veillink.net.places import Claim
 from veillink.net.resolver import Name, Resolver
+from veillink.net.socket_stream import SocketStream
 from veillink.net.sockets import error_name
-from veillink.net.stream import Stream
 
 # RFC 8305, section 5: the head start of one address before the next is tried beside it, in seconds. After as long in
 # vain its name is looked up again, and who has found no descriptor for trying beside looks for one again.
@@ -30,7 +30,7 @@ class Try(Protocol):
     be looked at again.
     """
 
-    won: tuple[Stream, Address] | None
+    won: tuple[SocketStream, Address] | None
     failed: Ended | None
     idle: bool
     due: float
@@ -98,7 +98,7 @@ class Race:
         self._began = 0.0
         self._ask_at = _NEVER
         self._failure: Ended | None = None
-        self.won: tuple[Stream, Address] | None = None
+        self.won: tuple[SocketStream, Address] | None = None
         self.failed: Ended | None = None
         self.idle = False
         self.due = _NEVER

@@ -7,9 +7,8 @@ process, and nothing is ever received that is not decrypted: ``unwrap`` would th
 import contextlib
 import errno
 import ssl
-import time
 from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import gevent
 
@@ -81,25 +80,24 @@ class TlsStream:
 
     # --- the handshake ---
 
-    def handshake(self, deadline: float) -> None:
+    def handshake(self) -> None:
         """Agree with the peer on keys, and on who it is.
 
-        Args:
-            deadline: monotonic seconds, for all of it.
-
         Raises:
-            EOFError: the peer has finished before we could answer anything.
-            TimeoutError: it was not through by the deadline.
+            EOFError: the peer has gone before we could answer anything.
             TlsError: it has failed. Where that was our verdict the peer has been told, and ``abort`` is a FIN.
             OSError: the connection is lost.
         """
-        with gevent.Timeout(max(0.0, deadline - time.monotonic()), TimeoutError(errno.ETIMEDOUT, "not whole in time")):
-            try:
-                while not self._agrees():
-                    if not self._receive(self._room.buffer):
-                        raise TlsError("closed in the handshake") if self._spoke else EOFError
-            finally:
-                self._stream.stop_reading()
+        try:
+            while not self._agrees():
+                if not self._receive(self._room.buffer):
+                    raise TlsError("closed in the handshake") if self._spoke else EOFError
+        except ConnectionError:
+            if self._spoke:
+                raise
+            raise EOFError from None
+        finally:
+            self._stream.stop_reading()
         self._decrypt(memoryview(b""))  # what came with the last of it
 
     def _agrees(self) -> bool:
@@ -127,6 +125,14 @@ class TlsStream:
     def alpn(self) -> str:
         """The protocol that was agreed on, or nothing."""
         return self._engine.selected_alpn_protocol() or ""
+
+    @property
+    def peer_names(self) -> tuple[str, ...]:
+        """The names of the peer's certificate that was verified, the DNS ones first; none without one."""
+        told: Any = self._engine.getpeercert() or {}
+        subject = dict(pair[0] for pair in told.get("subject", ()))
+        names = [value for kind, value in told.get("subjectAltName", ()) if kind == "DNS"]
+        return (*names, *filter(None, (subject.get("commonName"),)))
 
     # --- reading ---
 

@@ -4,7 +4,7 @@ Rule: next address, next target beside those that are late, and one time limit f
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Final, Protocol
 
 import gevent
@@ -13,6 +13,7 @@ from veillink.model import CONNECT_FAILURES, Address, End, Ended, RuleOptions
 from veillink.net.attempt import Attempt
 from veillink.net.dial import HEAD_START, Race, Try, first
 from veillink.net.places import Claim
+from veillink.net.socket_stream import SocketStream
 from veillink.net.stream import Stream
 from veillink.proxy.pool import Member
 from veillink.proxy.unix_try import UnixTry
@@ -30,15 +31,26 @@ class Waiting(Protocol):
     def until(self) -> float:
         """Return the monotonic seconds at which to give up, which may move."""
 
+    def introduce(self, stream: SocketStream, address: Address, member: Member, until: float) -> Stream:
+        """Say to a target that has connected what comes before the client's bytes, and return the stream for those.
+
+        Args:
+            stream: to it; closed when this fails.
+            address: where it is.
+            member: who it is.
+            until: monotonic seconds at which to give up.
+
+        Raises:
+            Ended: it does not want to hear it.
+        """
+
     def __enter__(self) -> object: ...
 
     def __exit__(self, *_: object) -> None: ...
 
 
-def connect(
-    upstream: Upstream, offset: int, client: str, waiting: Waiting, tried: list[str]
-) -> tuple[Stream, Address, Member]:
-    """Return a stream to one of the targets, the numeric address it is connected to, and the target.
+def connect(upstream: Upstream, offset: int, client: str, waiting: Waiting, tried: list[str]) -> tuple[Stream, Member]:
+    """Return a stream to one of the targets, introduced, and the target.
 
     Args:
         upstream: the targets and how to reach them.
@@ -56,11 +68,11 @@ def connect(
     attempt: Attempt | None = None
     if member is not None and not member.address.is_unix and not member.address.is_name:
         attempt = Attempt(member.address, now)
-        if attempt.begin():  # as nearly always on this host, and this is all there is to it
+        if attempt.begin() and not member.speaks_first:  # as nearly always on this host, and all there is to it
             member.connected = now
-            return attempt.stream(), member.address, member
+            return waiting.introduce(attempt.stream(), member.address, member, now), member
     with waiting:
-        tries = Tries(upstream, waiting.until, tried)
+        tries = Tries(upstream, waiting, tried)
         if member is not None:
             tries.add(member, now, attempt)
         while True:
@@ -73,7 +85,7 @@ def connect(
             finally:
                 tried[:] = dict.fromkeys(tried)
             gevent.sleep(upstream.retry_interval)
-            tries = Tries(upstream, waiting.until, tried)
+            tries = Tries(upstream, waiting, tried)
 
 
 class Tries:
@@ -83,11 +95,11 @@ class Tries:
     one connects first, or when the time for all is up.
     """
 
-    __slots__ = ("_chosen", "_claim", "_failure", "_late", "_next_at", "_tried", "_under_way", "_until", "_upstream")
+    __slots__ = ("_chosen", "_claim", "_failure", "_late", "_next_at", "_tried", "_under_way", "_upstream", "_waiting")
 
-    def __init__(self, upstream: Upstream, until: Callable[[], float], tried: list[str]) -> None:
+    def __init__(self, upstream: Upstream, waiting: Waiting, tried: list[str]) -> None:
         self._upstream = upstream
-        self._until = until
+        self._waiting = waiting
         self._tried = tried
         self._claim = Claim(upstream.attempts, upstream.pool)
         self._failure = Ended(End.NO_TARGET, "every target has weight 0")
@@ -96,23 +108,42 @@ class Tries:
         self._late: dict[Try, float] = {}  # since when
         self._next_at = 0.0
 
-    def run(self, offset: int, client: str) -> tuple[Stream, Address, Member]:
+    def run(self, offset: int, client: str) -> tuple[Stream, Member]:
         """Try each target once; see ``connect``."""
         try:
-            while (found := self._go_on(offset, client)) is None:
-                pass
-            return found
+            while True:
+                while (found := self._go_on(offset, client)) is None:
+                    pass
+                if (introduced := self._introduce(*found)) is not None:
+                    return introduced
         finally:
             self._close()
+
+    def _introduce(self, stream: SocketStream, address: Address, member: Member) -> tuple[Stream, Member] | None:
+        """Introduce the client to a target that has connected; one that does not want that has failed."""
+        now = time.monotonic()
+        left, untried = self._waiting.until() - now, self._upstream.pool.untried(self._chosen)
+        until = now + (_share(left, untried + 1) if untried else left)
+        try:
+            return self._waiting.introduce(stream, address, member, until), member
+        except Ended as why:
+            member.leave()
+            self._upstream.count_failure(member, why.detail or why.end)
+            self._tried.append(f"{address} {why.detail or why.end}")
+            self._failure, self._next_at = why, time.monotonic()
+        except BaseException:
+            member.leave()
+            raise
+        return None
 
     def add(self, member: Member, now: float, begun: Attempt | None = None) -> None:
         """Try this target, the next one at the end of its share of the time."""
         untried = self._upstream.pool.untried(self._chosen)
-        self._next_at = now + _share(self._until() - now, untried) if untried > 1 else _NEVER
+        self._next_at = now + _share(self._waiting.until() - now, untried) if untried > 1 else _NEVER
         self._chosen.append(member)
         self._under_way[_begin(self._upstream, member.address, self._claim, self._tried, begun)] = member
 
-    def _go_on(self, offset: int, client: str) -> tuple[Stream, Address, Member] | None:
+    def _go_on(self, offset: int, client: str) -> tuple[SocketStream, Address, Member] | None:
         """Begin the next try if it is its turn, and wait until one is decided or late; return what has connected.
 
         Raises:
@@ -126,7 +157,7 @@ class Tries:
                 self.add(member, now)
         if not self._under_way:
             raise self._failure  # all have failed
-        until = min(self._until(), self._next_at)
+        until = min(self._waiting.until(), self._next_at)
         if self._late:
             self._make_room(now)
             until = min(until, now + HEAD_START)  # for others may find out meanwhile
@@ -134,7 +165,7 @@ class Tries:
         now = time.monotonic()
         if decided is not None:
             return self._settle(decided, now)
-        if now >= self._until():
+        if now >= self._waiting.until():
             self._give_up(list(self._under_way), now)
             raise self._failure
         if now >= self._next_at or all(each.idle for each in self._under_way):
@@ -153,7 +184,7 @@ class Tries:
         if self._next_at != _NEVER:
             self._next_at = now
 
-    def _settle(self, decided: Try, now: float) -> tuple[Stream, Address, Member] | None:
+    def _settle(self, decided: Try, now: float) -> tuple[SocketStream, Address, Member] | None:
         """Take the account of a try that has connected or failed."""
         if decided.won is None:
             self._count_failure(decided, decided.failed or self._failure, now)
@@ -207,7 +238,7 @@ def _begin(upstream: Upstream, target: Address, claim: Claim, tried: list[str], 
     return Race(target, upstream.resolver, claim, tried, begun)
 
 
-def dial(upstream: Upstream, target: Address, until: float, tried: list[str]) -> Stream:
+def dial(upstream: Upstream, target: Address, until: float, tried: list[str]) -> SocketStream:
     """Return a stream to one target.
 
     Raises:

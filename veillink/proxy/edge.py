@@ -6,15 +6,13 @@ Rule: nothing reaches a target, and no connection to it is begun, before a clien
 import time
 
 from veillink.limits import Networks, Rate, client_key
-from veillink.model import End, Ended, RuleOptions, SendProxy
-from veillink.net.proxy_protocol import LIMIT, encode, encode_local, parse
+from veillink.model import End, Ended, RuleOptions
+from veillink.net.proxy_protocol import LIMIT, parse
 from veillink.net.stream import Stream
 from veillink.net.ticker import Ticker
 from veillink.proxy.access import Access
 from veillink.proxy.client_limits import Client, ClientLimits
 from veillink.stats.ledger import Connection, Proxied
-
-_VERSIONS = {SendProxy.V1: 1, SendProxy.V2: 2}
 
 
 class Edge:
@@ -55,7 +53,7 @@ class Edge:
         if self._trusted is not None:
             if not self._trusted.allows(connection.client.host):
                 raise Ended(End.BAD_PROXY_HEADER, "not trusted")
-            with _Limit(connection, self._options.proxy_timeout, ticker):
+            with Limit(connection, self._options.proxy_timeout, ticker, End.BAD_PROXY_HEADER):
                 _read_header(client, connection)
         host = connection.client.host
         if self._access is not None and not self._access.allows(host):
@@ -79,15 +77,25 @@ def build_edge(options: RuleOptions, before: Edge | None, among: int) -> Edge | 
     return Edge(options, before, among) if asks or counts or before else None
 
 
-class _Limit:
-    """The time for a header: what arrives while this process does not run is in time, and that time does not count."""
+class Limit:
+    """The time that a client has for what comes before its bytes, counted from its coming.
 
-    __slots__ = ("_connection", "_lost", "_ticker", "_timeout")
+    What arrives while this process does not run is in time, and that time does not count.
 
-    def __init__(self, connection: Connection, timeout: float, ticker: Ticker) -> None:
+    Args:
+        connection: its account, whose scope ends it.
+        seconds: for it.
+        ticker: tells.
+        end: how it ends when it is too late.
+    """
+
+    __slots__ = ("_connection", "_end", "_lost", "_seconds", "_ticker")
+
+    def __init__(self, connection: Connection, seconds: float, ticker: Ticker, end: End) -> None:
         self._connection = connection
-        self._timeout = timeout
+        self._seconds = seconds
         self._ticker = ticker
+        self._end = end
         self._lost = ticker.lost
 
     def __enter__(self) -> None:
@@ -97,9 +105,10 @@ class _Limit:
         self._ticker.forget(self)
 
     def on_tick(self, now: float) -> bool:
-        if now - self._connection.opened < self._timeout + self._ticker.lost - self._lost:
+        """End it if it is too late; return whether it is not."""
+        if now - self._connection.accepted < self._seconds + self._ticker.lost - self._lost:
             return True
-        self._connection.scope.cancel(Ended(End.BAD_PROXY_HEADER, "too late"))
+        self._connection.scope.cancel(Ended(self._end, "too late"))
         return False
 
 
@@ -117,27 +126,3 @@ def _read_header(client: Stream, connection: Connection) -> None:
     if header.source is not None:
         connection.proxied = Proxied(connection.client, header.destination)
         connection.client = header.source
-
-
-def send_header(target: Stream, client: Stream, connection: Connection, which: SendProxy) -> None:
-    """Tell a target who its client is.
-
-    Raises:
-        Ended: it has gone already.
-    """
-    destination = connection.proxied.destination if connection.proxied else None
-    header = encode(_VERSIONS[which], connection.client, destination or client.transport.own_address())
-    try:
-        target.sendall(memoryview(header))
-    except OSError as error:
-        raise Ended(End.TARGET_RESET, error.strerror or "") from None
-
-
-def send_own_header(target: Stream, which: SendProxy) -> None:
-    """Tell a target that a connection is our own.
-
-    Raises:
-        OSError: it has gone already.
-    """
-    transport = target.transport
-    target.sendall(memoryview(encode_local(_VERSIONS[which], transport.own_address(), transport.peer_address())))

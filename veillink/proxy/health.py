@@ -10,12 +10,13 @@ from typing import Final
 
 import gevent
 
-from veillink.model import Ended, RuleOptions, SendProxy
+from veillink.model import Ended, Health, RuleOptions, SendProxy
 from veillink.net.sockets import error_name
 from veillink.net.stream import Stream
+from veillink.net.tls import TlsRoom
 from veillink.net.turns import Turns
 from veillink.proxy.connect import dial
-from veillink.proxy.edge import send_own_header
+from veillink.proxy.introduction import send_own_header, shake_hands
 from veillink.proxy.pool import Member
 from veillink.proxy.upstream import Upstream
 
@@ -33,13 +34,17 @@ class Probes:
         upstream: the targets.
         options: how often, how long, and how many count.
         turns: how many probes of all rules may run at a time.
+        room: for TLS.
         random: returns a number from 0 up to 1.
     """
 
-    def __init__(self, upstream: Upstream, options: RuleOptions, turns: Turns, random: Callable[[], float]) -> None:
+    def __init__(
+        self, upstream: Upstream, options: RuleOptions, turns: Turns, room: TlsRoom, random: Callable[[], float]
+    ) -> None:
         self._upstream = upstream
         self._options = options
         self._turns = turns
+        self._room = room
         self._random = random
         self._greenlets = [gevent.spawn(self._probe_forever, member) for member in upstream.pool.members.values()]
 
@@ -58,14 +63,20 @@ class Probes:
     def _probe(self, member: Member) -> str:
         """Connect, stay for a moment, and close; return what failed, or nothing."""
         with self._turns.place(self):
+            until = time.monotonic() + self._options.health_timeout
             try:
-                stream = dial(self._upstream, member.address, time.monotonic() + self._options.health_timeout, [])
+                stream: Stream
+                stream = connected = dial(self._upstream, member.address, until, [])
             except Ended as ended:
                 return ended.detail or ended.end
             try:
                 if member.send_proxy is not SendProxy.OFF:
                     send_own_header(stream, member.send_proxy)
+                if self._options.health is Health.TLS and member.tls is not None:
+                    stream = shake_hands(connected, member, member.tls, self._room, until)
                 return _hangs_up(stream)
+            except Ended as ended:
+                return ended.detail or ended.end
             except OSError as error:
                 return error_name(error)
             finally:

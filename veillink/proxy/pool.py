@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
+from veillink.credentials import ClientTls
 from veillink.model import Address, Balance, Health, Rule, SendProxy
 
 _NOBODY: Final[Mapping[Address, "Member"]] = {}
@@ -18,7 +19,8 @@ class Member:
 
     ``address``: host and port, as the rules have it. ``active``: its connections, those being connected included.
     ``connected``: when one last was, in monotonic seconds; ``answered``: when the last was that has brought a byte.
-    ``send_proxy``: the header that it is sent. ``down``: it does not answer its probes. ``failing``: it was taken out
+    ``send_proxy``: the header that it is sent. ``tls``: how it is spoken to in TLS, if it is.
+    ``down``: it does not answer its probes. ``failing``: it was taken out
     for failed connects, and has served nobody since.
     """
 
@@ -35,6 +37,7 @@ class Member:
         "down",
         "failing",
         "send_proxy",
+        "tls",
     )
 
     def __init__(self, address: Address) -> None:
@@ -44,10 +47,16 @@ class Member:
         self.down = False
         self.failing = False
         self.send_proxy = SendProxy.OFF
+        self.tls: ClientTls | None = None
         self._counts_failures = True
         self._failures = 0
         self._since = self._out_since = float("-inf")
         self._probes = 0  # in a row that speak against its state
+
+    @property
+    def speaks_first(self) -> bool:
+        """Whether something has to be said to it before the client's bytes."""
+        return self.tls is not None or self.send_proxy is not SendProxy.OFF
 
     @property
     def up(self) -> bool:
@@ -145,7 +154,7 @@ class Pool:
             addresses = [target.at(offset) for target in rule.targets]
             self._at.append([self.members.setdefault(a, known.get(a) or Member(a)) for a in addresses])
             for target, member in zip(rule.targets, self._at[-1], strict=True):
-                member.send_proxy = target.send_proxy
+                member.send_proxy, member.tls = target.send_proxy, target.tls
         for member in self.members.values():
             member.heed(failures=counts_failures, probes=rule.options.health is not Health.OFF)
         for address in known.keys() - self.members.keys():

@@ -15,6 +15,7 @@ from veillink.net.pipes import PIPE_SIZE, Pipe, Pipes
 from veillink.net.sockets import error_name
 from veillink.net.stream import Spliceable, Stream
 from veillink.net.ticker import Ticker
+from veillink.net.tls import TlsError, TruncatedError
 from veillink.stats.ledger import ByteLimit, Flow
 
 _BUFFER_SIZE: Final = 64 * 1024
@@ -22,6 +23,12 @@ _BUFFER_SIZE: Final = 64 * 1024
 _BULK_READS: Final = 3
 # Who has so many waiting has more to come soon.
 _BULK: Final = 16 * 1024
+_IN_TLS: Final = {
+    (False, End.CLIENT_RESET): End.BAD_TLS,
+    (True, End.CLIENT_RESET): End.CLIENT_TRUNCATED,
+    (False, End.TARGET_RESET): End.TARGET_TLS,
+    (True, End.TARGET_RESET): End.TARGET_TRUNCATED,
+}
 # A limit that is taken away wakes nobody.
 _LONGEST_WAIT: Final = 1.0
 
@@ -76,7 +83,7 @@ class Pump:
                 try:
                     count = source.recv_into(self._buffer)
                 except OSError as error:
-                    raise Ended(lost, error_name(error)) from None
+                    raise _ended(error, lost) from None
                 if not count:
                     return False
                 flow.bytes += count
@@ -121,7 +128,7 @@ class Pump:
                 self._empty(pipe, sink)
                 return count
             if not pipe.held:
-                raise Ended(lost, error_name(error)) from None
+                raise _ended(error, lost) from None
             sink.broken = error_name(error)
         finally:
             self._pipes.give(pipe)
@@ -161,14 +168,13 @@ class Pump:
             try:
                 count = source.recv_into(self._buffer[:most])
             except OSError as error:
-                raise Ended(lost, error_name(error)) from None
+                raise _ended(error, lost) from None
             finally:
                 source.stop_reading()
             flow.bytes += count
             try:
-                sent = sink.send(self._buffer[:count])
-                if sent < count:
-                    sink.sendall(self._buffer[sent:count])
+                if not sink.send(self._buffer[:count]):
+                    sink.flush()
             except OSError as error:
                 sink.broken = error_name(error)
         return count
@@ -180,6 +186,13 @@ class Pump:
             sink.sendall(memoryview(pipe.drain()))
         except OSError as error:
             sink.broken = error_name(error)
+
+
+def _ended(error: OSError, lost: End) -> Ended:
+    """Return how a connection ends whose source is lost with this."""
+    if isinstance(error, TlsError):
+        return Ended(_IN_TLS[isinstance(error, TruncatedError), lost], str(error))
+    return Ended(lost, error_name(error))
 
 
 def _wait_for_turn(flow: Flow, limit: ByteLimit, wanted: int) -> tuple[int, float]:

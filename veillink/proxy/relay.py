@@ -47,6 +47,8 @@ _PARK_AFTER: Final = 1.0
 _LONG: Final = 60.0
 _REST: Final = 1.0
 _UNKNOWN: Final = -1
+_LOST_CLIENT: Final = (End.CLIENT_RESET, End.CLIENT_TRUNCATED, End.BAD_TLS)
+_LOST_TARGET: Final = (End.TARGET_RESET, End.TARGET_TRUNCATED, End.TARGET_TLS)
 
 
 class _Parked(Exception):  # noqa: N818 - not an error
@@ -114,9 +116,9 @@ class Relay:
             self._join_twin()
         except Ended as ended:
             self._end_twin()
-            if ended.end in (End.CLIENT_RESET, End.TARGET_RESET):
+            if ended.end in _LOST_CLIENT or ended.end in _LOST_TARGET:
                 self._reset = self._reset or (time.monotonic(), ended.end)
-                sink = self._target if ended.end is End.CLIENT_RESET else self._client
+                sink = self._target if ended.end in _LOST_CLIENT else self._client
                 ticker.watch(self)  # max_lifetime holds meanwhile, and lost time is accounted for
                 Flush(sink, max(self._moved_at, self._reset[0]), ticker).wait()
             raise

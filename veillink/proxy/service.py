@@ -6,11 +6,13 @@ Rule: a service is built whole before it is used, and a connection keeps the one
 import math
 import random
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from veillink.log import Log
 from veillink.model import End, Ended, Health, OnDown, Rule
+from veillink.names import Routes
 from veillink.proxy.bandwidth import Bandwidth
 from veillink.proxy.client_limits import Bucket
 from veillink.proxy.edge import Edge, build_edge
@@ -18,6 +20,7 @@ from veillink.proxy.health import Probes
 from veillink.proxy.limiter import ConnectionLimiter
 from veillink.proxy.pool import Member, Pool
 from veillink.proxy.shared import Shared
+from veillink.proxy.tls_front import TlsFront
 from veillink.proxy.upstream import Upstream
 from veillink.stats.ledger import Ledger
 
@@ -28,13 +31,15 @@ class Service:
 
     Args:
         rule: its form.
-        upstream: its targets.
+        upstream: its targets, but those of routes.
         limiter: how many connections it may hold.
         shared: what it has in common with the others.
         edge: what it asks of who comes, if anything.
         pace: the account of the rate at which it accepts, if that has a limit.
         bandwidth: the rates at which its bytes may move, if it has or had any.
         probes: of its targets, where it asks for them.
+        front: what it does with what clients say first in TLS, if that matters.
+        routes: the targets that are for certain names, by these.
     """
 
     rule: Rule
@@ -44,32 +49,39 @@ class Service:
     edge: Edge | None = None
     pace: Bucket | None = None
     bandwidth: Bandwidth | None = None
-    probes: Probes | None = None
+    probes: tuple[Probes, ...] = ()
+    front: TlsFront | None = None
+    routes: Mapping[tuple[str, ...], Upstream] = field(default_factory=dict)
 
     @classmethod
     def build(cls, rule: Rule, shared: Shared, before: "Service | None" = None) -> "Service":
         """Return a rule's new form; targets that stay keep their state, and its connections go on counting."""
-        pool = Pool(rule, random.random, before.upstream.pool.members if before else {})
-        upstream = Upstream(
-            pool,
-            shared.resolver,
-            shared.unix_queues,
-            shared.attempts,
-            partial(_log_state, shared.log, rule),
-            partial(_reset_connections, shared.ledger, rule),
-            rule.options.retry_interval,
-        )
+        upstream = _upstream(rule, (), shared, before.upstream if before else None)
+        names = dict.fromkeys(target.sni for target in rule.targets if target.sni)
+        routes = {each: _upstream(rule, each, shared, before.routes.get(each) if before else None) for each in names}
         limiter = before.limiter if before else shared.limiter.of_rule()
         limiter.most = rule.options.max_connections or math.inf
-        probes: Probes | None = None
-        if rule.options.health is Health.TCP:
-            probes = Probes(upstream, rule.options, shared.probing, random.random)
+        probes: tuple[Probes, ...] = ()
+        if rule.options.health is not Health.OFF:
+            probes = tuple(
+                Probes(each, rule.options, shared.probing, shared.tls, random.random)
+                for each in (upstream, *routes.values())
+            )
         edge = build_edge(rule.options, before.edge if before else None, limiter.among)
         pace = (before.pace if before else None) or (Bucket() if rule.options.connection_rate else None)
         bandwidth = before.bandwidth if before else None
         if bandwidth is None and (rule.options.upload_rate or rule.options.download_rate):
             bandwidth = Bandwidth()
-        return cls(rule, upstream, limiter, shared, edge, pace, bandwidth, probes)
+        front: TlsFront | None = None
+        if rule.tls is not None or routes:
+            front = TlsFront(rule.tls, rule.options, _by_name(routes, upstream) if routes else None, upstream, shared)
+        return cls(rule, upstream, limiter, shared, edge, pace, bandwidth, probes, front, routes)
+
+    def members(self) -> Iterator[tuple[tuple[str, ...], Member]]:
+        """Yield all its targets, with the names that they are for."""
+        for names, upstream in (((), self.upstream), *self.routes.items()):
+            for member in upstream.pool.members.values():
+                yield names, member
 
     def divide(self) -> None:
         """Heed among how many processes limits are divided now."""
@@ -99,8 +111,8 @@ class Service:
 
     def stop_probes(self) -> None:
         """Probe its targets no more; what is known of them stays."""
-        if self.probes is not None:
-            self.probes.stop()
+        for probes in self.probes:
+            probes.stop()
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +126,25 @@ class Binding:
 
     service: Service
     port_offset: int
+
+
+def _upstream(rule: Rule, names: tuple[str, ...], shared: Shared, before: Upstream | None) -> Upstream:
+    """Return the targets that are for these names; those that stay keep their state."""
+    route = replace(rule, targets=tuple(target for target in rule.targets if target.sni == names))
+    return Upstream(
+        Pool(route, random.random, before.pool.members if before else {}),
+        shared.resolver,
+        shared.unix_queues,
+        shared.attempts,
+        partial(_log_state, shared.log, rule),
+        partial(_reset_connections, shared.ledger, rule),
+        rule.options.retry_interval,
+    )
+
+
+def _by_name(routes: Mapping[tuple[str, ...], Upstream], upstream: Upstream) -> Routes[Upstream]:
+    by_name = ((name, each) for names, each in routes.items() for name in names)
+    return Routes(by_name, upstream if upstream.pool.members else None)
 
 
 def _log_state(log: Log, rule: Rule, member: Member, reason: str) -> None:

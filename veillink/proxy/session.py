@@ -12,20 +12,25 @@ from gevent.hub import get_hub, getcurrent
 
 from veillink.log import Log
 from veillink.model import CONNECT_FAILURES, REFUSALS, Address, End, Ended, SendProxy
+from veillink.net.client_hello import ClientHello
 from veillink.net.socket_stream import SocketStream
+from veillink.net.sockets import error_name
 from veillink.net.stream import Stream
 from veillink.proxy.bandwidth import leave_bandwidth
 from veillink.proxy.client_limits import Client
 from veillink.proxy.connect import connect
-from veillink.proxy.edge import send_header
+from veillink.proxy.introduction import send_header, shake_hands
 from veillink.proxy.loops import add_leg, refuse_loop
 from veillink.proxy.pool import Member
 from veillink.proxy.relay import Relay
 from veillink.proxy.service import Binding, Service
 from veillink.proxy.shared import Shared
 from veillink.proxy.trial import Trial, begin_trial, judge
+from veillink.proxy.upstream import Upstream
 from veillink.stats.ledger import Connection
 
+_IN_TLS: Final = frozenset({End.BAD_TLS, End.NO_ROUTE, End.TARGET_TLS, End.CLIENT_TRUNCATED, End.TARGET_TRUNCATED})
+_NO_HELLO: Final = ClientHello()
 _SILENCE: Final = frozenset({End.IDLE_TIMEOUT, End.HALF_CLOSE_TIMEOUT})
 
 
@@ -61,30 +66,32 @@ def serve(sock: _socket.socket, peer: Address, listen: Address, binding: Binding
         binding: what to do with it.
     """
     service = binding.service
-    upstream, shared = service.upstream, service.shared
+    upstream, hello, shared = service.upstream, _NO_HELLO, service.shared
     scope = CancelScope()
-    client = SocketStream(sock)
+    accepted = SocketStream(sock)
+    client: Stream = accepted
     connection = shared.ledger.open(service.rule.name, peer, listen, time.monotonic(), scope)
     target: Stream | None = None
     member: Member | None = None
     trial: Trial | None = None
     admitted: Client | None = None
-    end = End.INTERNAL
+    end, detail = End.INTERNAL, ""
     try:
         refuse_loop(client, connection, shared.ledger)
         if service.edge is not None:
             admitted = service.edge.admit(client, connection, shared.ticker)
-        target, member = _connect(client, connection, binding)
-        if member.send_proxy is not SendProxy.OFF:
-            send_header(target, client, connection, member.send_proxy)
-        add_leg(target, connection, shared.ledger)
+        if service.front is not None:
+            client, upstream, hello = service.front.receive(accepted, connection)
+        target, member = _connect(client, connection, binding, upstream, hello)
+        if service.front is not None and service.front.passes_alpn:
+            client = service.front.answer(accepted, connection, hello, target)
         trial = begin_trial(member, upstream, shared.ticker) if member.failing else None
         if service.bandwidth is not None:
             service.bandwidth.begin(connection, time.monotonic())
         Relay(client, target, connection, service.rule.options, shared).run()
         end = End.CLOSED
     except Ended as ended:
-        end = ended.end
+        end, detail = ended.end, ended.detail if ended.end in _IN_TLS else ""
         _log_failure(ended, connection, shared.log)
     except Exception:
         shared.log.error(
@@ -100,32 +107,33 @@ def serve(sock: _socket.socket, peer: Address, listen: Address, binding: Binding
             service.edge.release(admitted)
         if connection.inbound.limit or connection.outbound.limit:
             leave_bandwidth(connection, time.monotonic())
-        _close(connection, end, shared)
+        _close(connection, end, detail, shared)
 
 
 def send_away(sock: _socket.socket, peer: Address, listen: Address, service: Service) -> None:
     """Reset a client that comes when all connections are cut; see ``serve``."""
     connection = service.shared.ledger.open(service.rule.name, peer, listen, time.monotonic(), CancelScope())
     SocketStream(sock).abort()
-    _close(connection, End.DRAINED, service.shared)
+    _close(connection, End.DRAINED, "", service.shared)
 
 
-def _close(connection: Connection, end: End, shared: Shared) -> None:
+def _close(connection: Connection, end: End, detail: str, shared: Shared) -> None:
     now = time.monotonic()
     shared.ledger.close(connection, end, now)
     if shared.log.access_lines:
-        shared.log.access(connection.summary(end, now))
+        shared.log.access(connection.summary(end, now, detail))
 
 
 class _Connecting:
     """A client whose target has to be waited for: when it leaves, or is too old, the attempt is given up."""
 
-    __slots__ = ("_client", "_connection", "_lost", "_reset_watched", "_service")
+    __slots__ = ("_client", "_connection", "_hello", "_lost", "_reset_watched", "_service")
 
-    def __init__(self, client: Stream, connection: Connection, service: Service) -> None:
+    def __init__(self, client: Stream, connection: Connection, service: Service, hello: ClientHello) -> None:
         self._client = client
         self._connection = connection
         self._service = service
+        self._hello = hello
 
     def __enter__(self) -> None:
         self._reset_watched = False
@@ -139,6 +147,33 @@ class _Connecting:
         """Return when to give up: time that nobody lived through is given back."""
         limit = self._service.rule.options.connect_timeout or float("inf")
         return self._connection.accepted + limit + self._service.shared.ticker.lost - self._lost
+
+    def introduce(self, stream: SocketStream, address: Address, member: Member, until: float) -> Stream:
+        """See ``connect.Waiting``. The leg is known before anybody waits: a listener of our own may be there."""
+        connection, shared = self._connection, self._service.shared
+        connection.target = address
+        add_leg(stream, connection, shared.ledger)
+        try:
+            if member.send_proxy is not SendProxy.OFF:
+                send_header(stream, self._client, connection, member.send_proxy)
+            if member.tls is None:
+                return stream
+            return shake_hands(stream, member, member.tls, shared.tls, until, self._offered())
+        except OSError as error:
+            stream.abort()
+            connection.target = None
+            shared.ledger.drop_leg(connection)
+            raise Ended(End.TARGET_RESET, error_name(error)) from None
+        except Ended:
+            connection.target = None
+            shared.ledger.drop_leg(connection)
+            raise
+
+    def _offered(self) -> tuple[str, ...]:
+        """Return the protocols that the target is offered where it decides on them; GREASE is for nobody."""
+        if self._service.front is None or not self._service.front.passes_alpn:
+            return ()
+        return tuple(name.decode() for name in self._hello.alpn if name.isascii())
 
     def on_tick(self, now: float) -> bool:
         if not self._reset_watched:
@@ -154,15 +189,15 @@ class _Connecting:
             self._connection.scope.cancel(Ended(End.CLIENT_LEFT))
 
 
-def _connect(client: Stream, connection: Connection, binding: Binding) -> tuple[Stream, Member]:
+def _connect(
+    client: Stream, connection: Connection, binding: Binding, upstream: Upstream, hello: ClientHello
+) -> tuple[Stream, Member]:
     if client.transport.was_reset():  # as it waited in the kernel's queue: accept(2) does not tell
         raise Ended(End.CLIENT_LEFT)
     tried: list[str] = []
-    waiting = _Connecting(client, connection, binding.service)
+    waiting = _Connecting(client, connection, binding.service, hello)
     try:
-        stream, connection.target, member = connect(
-            binding.service.upstream, binding.port_offset, connection.client.host, waiting, tried
-        )
+        stream, member = connect(upstream, binding.port_offset, connection.client.host, waiting, tried)
     finally:
         connection.tried = tuple(tried)
     connection.connected = time.monotonic()

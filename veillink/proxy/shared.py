@@ -11,6 +11,7 @@ from veillink.net.peer_watch import PeerWatch
 from veillink.net.places import Places
 from veillink.net.resolver import Resolver
 from veillink.net.ticker import Ticker
+from veillink.net.tls import TlsRoom
 from veillink.net.turns import Turns
 from veillink.net.unix_queue import UnixQueues
 from veillink.proxy.limiter import ConnectionLimiter
@@ -34,6 +35,7 @@ class Shared:
         unix_queues: of UNIX targets that are full.
         attempts: descriptors for trying addresses and targets side by side.
         probing: how many probes may run at a time.
+        tls: where the bytes of all connections in TLS pass through.
     """
 
     log: Log
@@ -47,3 +49,4 @@ class Shared:
     unix_queues: UnixQueues
     attempts: Places
     probing: Turns
+    tls: TlsRoom

@@ -12,7 +12,6 @@ from veillink.model import Address, End, Ended
 from veillink.net.attempt import ended
 from veillink.net.socket_stream import SocketStream
 from veillink.net.sockets import error_name, numeric
-from veillink.net.stream import Stream
 from veillink.net.unix_queue import UnixQueues
 
 _NEVER: Final = float("inf")
@@ -35,7 +34,7 @@ class UnixTry:
         self._tried = tried
         self._waits: gevent.Greenlet[[], SocketStream | Ended] | None = None
         self._closed = False
-        self.won: tuple[Stream, Address] | None = None
+        self.won: tuple[SocketStream, Address] | None = None
         self.failed: Ended | None = None
         self.idle = False
         self.due = _NEVER

@@ -18,6 +18,7 @@ from veillink.net.pipes import Pipes
 from veillink.net.places import Places
 from veillink.net.resolver import Resolver
 from veillink.net.ticker import Ticker
+from veillink.net.tls import TlsRoom
 from veillink.net.turns import Turns
 from veillink.net.unix_queue import UnixQueues
 from veillink.proxy.limiter import ConnectionLimiter, Division
@@ -206,11 +207,12 @@ class Server:
                 "targets": [
                     {
                         "target": str(member.address),
+                        "sni": " ".join(names),
                         "send_proxy": member.send_proxy.value,
                         "up": member.up,
                         "active": member.active,
                     }
-                    for member in service.upstream.pool.members.values()
+                    for names, member in service.members()
                 ],
             }
             for service in unhurried(shown)
@@ -241,6 +243,7 @@ def _share(log: Log, ledger: Ledger, limiter: ConnectionLimiter, fd_budget: FdBu
         UnixQueues(),
         Places(fd_budget.parallel_attempts),
         Turns(fd_budget.probes),
+        TlsRoom(),
     )
 
 

@@ -7,7 +7,7 @@ last rule and the last connection of its name.
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Collection, Container, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import accumulate
 from typing import Final, NamedTuple, Protocol
 
@@ -75,6 +75,27 @@ class Proxied(NamedTuple):
     destination: Address | None
 
 
+@dataclass(slots=True)
+class TlsFacts:
+    """What a client has said and shown in TLS; what it has not is nothing.
+
+    Args:
+        tls: the version that was agreed on, as ``TLSv1.3``.
+        sni: the name that it has asked for.
+        alpn: the protocol that was agreed on.
+        client_cert: a name of its certificate.
+    """
+
+    tls: str = ""
+    sni: str = ""
+    alpn: str = ""
+    client_cert: str = ""
+
+    def summary(self) -> dict[str, str]:
+        """Return what there is."""
+        return {name: text for name, text in asdict(self).items() if text}
+
+
 class Scope(Protocol):
     """Where a connection is served."""
 
@@ -110,6 +131,7 @@ class Connection:
         "rule",
         "scope",
         "target",
+        "tls",
         "tried",
     )
 
@@ -139,17 +161,26 @@ class Connection:
         """Our own listeners that its bytes have come through before this one."""
         self.proxied: Proxied | None = None
         """What its PROXY header has said, in whose place ``client`` is."""
+        self.tls: TlsFacts | None = None
+        """What its client has said in TLS, where that is heeded."""
         self.inbound = Flow()
         self.outbound = Flow()
 
-    def summary(self, end: End, now: float) -> dict[str, object]:
-        """Return the access line's fields in its order; ``None`` for what never was."""
+    def summary(self, end: End, now: float, detail: str = "") -> dict[str, object]:
+        """Return the access line's fields in its order; ``None`` for what never was.
+
+        Args:
+            end: why it ended.
+            now: monotonic seconds.
+            detail: more of why, where TLS has any.
+        """
         return {
             "rule": self.rule,
             "id": self.number,
             "client": str(self.client),
             **({"via": str(self.proxied.via)} if self.proxied else {}),
             "listen": str(self.listen),
+            **(self.tls.summary() if self.tls else {}),
             "target": str(self.target) if self.target else None,
             "tried": ", ".join(self.tried) or None,
             "bytes_in": self.inbound.bytes,
@@ -157,6 +188,7 @@ class Connection:
             "connect_ms": None if self.connected is None else round((self.connected - self.opened) * 1000, 1),
             "duration_ms": round((now - self.opened) * 1000, 1),
             "end": end.value,
+            **({"detail": detail} if detail else {}),
         }
 
 
@@ -198,6 +230,8 @@ class Totals:
     ends: Counter[End] = field(default_factory=Counter)
     connect_seconds: Histogram = field(default_factory=lambda: Histogram(_CONNECT_BOUNDS))
     duration_seconds: Histogram = field(default_factory=lambda: Histogram(_DURATION_BOUNDS))
+    handshakes: Counter[str] = field(default_factory=Counter)
+    handshake_seconds: Histogram = field(default_factory=lambda: Histogram(_CONNECT_BOUNDS))
 
 
 class Ledger:
@@ -243,15 +277,19 @@ class Ledger:
         self.totals[rule].live += 1
         return connection
 
-    def close(self, connection: Connection, end: End, now: float) -> None:
-        """Move a connection from the live ones to the totals, at ``now`` (monotonic seconds)."""
-        del self.live[connection.number]
-        leg = connection.leg
+    def drop_leg(self, connection: Connection) -> None:
+        """Forget a connection's leg: it has none any more."""
+        leg, connection.leg = connection.leg, None
         if leg is not None:  # another one may have its port since, or lead to the same path
             if self.legs.get(leg) is connection:
                 del self.legs[leg]
             elif self.unix_legs.get(leg) is connection:
                 del self.unix_legs[leg]
+
+    def close(self, connection: Connection, end: End, now: float) -> None:
+        """Move a connection from the live ones to the totals, at ``now`` (monotonic seconds)."""
+        del self.live[connection.number]
+        self.drop_leg(connection)
         totals = self.totals[connection.rule]
         totals.live -= 1
         totals.connections += 1
@@ -263,6 +301,13 @@ class Ledger:
             totals.connect_seconds.add(connection.connected - connection.opened)
         if not totals.live and self._rules is not None and connection.rule not in self._rules:
             self._drop(connection.rule)
+
+    def count_handshake(self, rule: str, result: str, seconds: float | None = None) -> None:
+        """Count a handshake with a client, and how long it has taken where it was through."""
+        totals = self.totals[rule]
+        totals.handshakes[result] += 1
+        if seconds is not None:
+            totals.handshake_seconds.add(seconds)
 
     def moved(self) -> tuple[int, int]:
         """Return the bytes moved so far, from clients and to them."""
@@ -297,5 +342,7 @@ class Ledger:
                 "ends": {end.value: count for end, count in totals.ends.items()},
                 "connect_seconds": totals.connect_seconds.snapshot(),
                 "duration_seconds": totals.duration_seconds.snapshot(),
+                "handshakes": dict(totals.handshakes),
+                "handshake_seconds": totals.handshake_seconds.snapshot(),
             }
         return account

@@ -173,6 +173,21 @@ OF_RULE: Final = (
         _field("duration_seconds"),
         {"duration_seconds": add_times},
     ),
+    Metric(
+        "veillink_tls_handshakes",
+        "counter",
+        "Handshakes with clients, by what became of them.",
+        lambda rule: [((result,), count) for result, count in rule["handshakes"].items()],
+        {"handshakes": add_counts},
+        ("result",),
+    ),
+    Metric(
+        "veillink_tls_handshake_seconds",
+        "histogram",
+        "How long handshakes with clients took.",
+        lambda rule: [((), rule["handshake_seconds"])] if rule["handshakes"] else [],
+        {"handshake_seconds": add_times},
+    ),
 )
 """Read from the ``Account`` of each rule, that of workers which have ended too."""
 

@@ -27,12 +27,15 @@ class Account(TypedDict):
     ends: dict[str, int]
     connect_seconds: Times
     duration_seconds: Times
+    handshakes: dict[str, int]
+    handshake_seconds: Times
 
 
 class TargetState(TypedDict):
-    """A target of a rule; ``send_proxy`` as the rules' file has it."""
+    """A target of a rule; ``send_proxy`` and ``sni`` as the rules' file has them."""
 
     target: str
+    sni: str
     send_proxy: str
     up: bool
     active: int
