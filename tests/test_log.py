@@ -243,7 +243,7 @@ def test_closing_does_not_wait_for_a_reader_that_stopped(stack: ExitStack) -> No
         pipe.log.info("line", n=n)
     started = time.monotonic()
     pipe.log.close(0.05)
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 4  # it would be 5 s
     pipe.stop_reading()  # lets the writer go
     pipe.log._writer.join(5)
     assert not pipe.log._writer.is_alive()

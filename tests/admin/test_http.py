@@ -65,8 +65,9 @@ def test_a_whole_request_is_answered_however_many_come_after_it(
 def test_the_head_of_a_request_has_less_time_than_the_answer(open_admin: Open, ask: Asker) -> None:
     open_admin(head=0.2)
     deaf = ask.begin(b"GET /api/connections HTTP/1.0\r\n\r\n")
-    silent = ask.begin()
-    assert 0.15 < seconds_to_cut(silent) < 5
+    began = time.monotonic()
+    seconds_to_cut(ask.begin())
+    assert 0.15 < time.monotonic() - began < 5
     gevent.sleep(0.2)
     assert json.loads(read_to_eof(deaf).partition(b"\r\n\r\n")[2]) == MANY
 

@@ -207,7 +207,7 @@ def test_a_client_may_get_too_old_while_its_target_is_being_connected(forward: F
     front = forward(sockets.silent(), connect_timeout=0, max_lifetime=0.2)
     started = time.monotonic()
     assert is_reset(front.client())
-    assert 0.2 <= time.monotonic() - started < 2
+    assert 0.2 <= time.monotonic() - started < 5
     assert front.access()["end"] == End.MAX_LIFETIME
 
 

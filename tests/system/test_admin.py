@@ -335,7 +335,7 @@ def test_those_who_dawdle_are_cut_in_the_end_and_hold_nobody_up(forward: Forward
             sock.sendall(b"GET /api/status HT")
         began = time.monotonic()
         assert admin.get("/healthz")[0] == 200
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 2.5  # after three seconds they would have gone
     veillink.settle()
 
 

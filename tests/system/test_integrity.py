@@ -118,7 +118,7 @@ def test_a_target_that_speaks_first_is_heard_at_once(hold: Hold) -> None:
     client, target = ends.pair()
     target.sendall(b"220 hi")
     assert read_exactly(client, 6) == b"220 hi"
-    assert time.monotonic() - began < 0.5
+    assert time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize("finished", [False, True], ids=["client stays", "client has finished"])

@@ -55,7 +55,7 @@ def test_signs_of_life_come_three_times_within_what_the_watchdog_waits(forward: 
     assert "READY" in manager.told()
     began = time.monotonic()
     assert [manager.told() for _ in range(4)] == [{"WATCHDOG": "1"}] * 4
-    assert 0.4 < time.monotonic() - began < 1.5
+    assert 0.4 < time.monotonic() - began < 4 * 0.6
 
 
 @pytest.mark.parametrize("env", [{"NOTIFY_SOCKET": "/nowhere/notify"}, {"WATCHDOG_USEC": "junk"}, {"LISTEN_FDS": "x"}])

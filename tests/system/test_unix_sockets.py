@@ -399,7 +399,7 @@ def test_silence_for_idle_timeout_ends_a_connection(between: Between, kind: str)
     assert read_exactly(target, 1) == b"x"
     began = time.monotonic()
     assert (read_to_any_end(client), read_to_any_end(target)) == (b"", b"")
-    assert 0.3 < time.monotonic() - began < 1.5
+    assert 0.3 < time.monotonic() - began < 5
     assert ends.end() == "idle_timeout"
 
 
@@ -619,7 +619,7 @@ def test_a_queue_that_stays_full_ends_in_connect_timeout(start: Start, folder: P
     assert veillink.cpu() - busy < 0.1
     (line,) = veillink.access()
     assert (line["end"], line["tried"]) == ("connect_timeout", f"unix:{folder}/full EAGAIN")
-    assert 300 <= line["duration_ms"] < 1000
+    assert 300 <= line["duration_ms"] < 5000
 
 
 @pytest.mark.usefixtures("full")
