@@ -57,6 +57,9 @@ def absent(port: int, backend: socket.socket) -> str:
 
 
 def many(number: int, options: str = "") -> RuleSet:
-    """Return rules that listen where nobody else does: at an address that this host does not have."""
+    """Return rules that listen where nobody else does: at an address that this host does not have.
+
+    Their ports are none that ``free_port`` gives: tests beside this one may listen there at every address.
+    """
     host = f"198.51.100.{os.getpid() % 256}"
-    return rules(*(f"{host}:{port},{HOST},80,name={port},{options}" for port in range(10_001, 10_001 + number)))
+    return rules(*(f"{host}:{port},{HOST},80,name={port},{options}" for port in range(20_001, 20_001 + number)))
