@@ -664,10 +664,14 @@ def test_any_byte_breaks_the_silence(connect: Connect) -> None:
 
 def test_after_the_first_fin_silence_has_its_own_limit(connect: Connect) -> None:
     connection = connect(RuleOptions(half_close_timeout=100), tick=NO_TICK).start()
-    park(connection, 200)
+    connection.client.sendall(b"x")
+    assert read_exactly(connection.target, 1) == b"x"
+    assert look(connection.relay, time.monotonic() - 200)  # since then nothing has moved
+    park(connection, 0)
     connection.client.shutdown(socket.SHUT_WR)
     assert connection.target.recv(1) == b""
-    now = time.monotonic()
+    now = time.monotonic() + 99
+    assert look(connection.relay, now)
     for _ in range(4):
         connection.target.sendall(b"x")
         assert read_exactly(connection.client, 1) == b"x"
@@ -678,15 +682,15 @@ def test_after_the_first_fin_silence_has_its_own_limit(connect: Connect) -> None
 
 
 def test_old_age_ends_it_however_busy_it_is(connect: Connect) -> None:
-    connection = connect(RuleOptions(max_lifetime=0.2)).start()
-    bytes_sent = 0
-    assert connection._greenlet is not None
-    while not connection._greenlet.ready():
+    connection = connect(RuleOptions(max_lifetime=100), tick=NO_TICK).start()
+    begun = time.monotonic()
+    goes_on = []
+    for seconds in (30, 60, 90, 100):
         connection.client.sendall(b"x")
-        bytes_sent += 1
-        gevent.sleep(0.01)
+        assert read_exactly(connection.target, 1) == b"x"
+        goes_on.append(look(connection.relay, begun + seconds))
+    assert goes_on == [True, True, True, False]
     assert connection.end() is End.MAX_LIFETIME
-    assert bytes_sent > 5
 
 
 # --- time that nobody lived through ----------------------------------------------------------------------------------

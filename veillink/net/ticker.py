@@ -97,13 +97,13 @@ class Ticker:
             self._timer = None
 
     def _tick_closely(self) -> None:
-        now = time.monotonic()
+        now = self._clock()
         until = now + _CLOSE_SHARE
         for _ in range(len(self._closely)):
             watched = self._closely.popleft()
             if watched.on_tick(now):
                 self._closely.append(watched)
-            now = time.monotonic()
+            now = self._clock()
             if now >= until:
                 break
         if not self._closely:

@@ -70,6 +70,9 @@ class Pace:
         return min(longest, 2 * last) if last else first
 
 
+PACE: Final = Pace()
+
+
 @dataclass(frozen=True, slots=True)
 class Down:
     """Why there is no listener at an address.
@@ -85,9 +88,6 @@ class Down:
     awaited: bool
     delay: float
     due: float
-
-
-PACE: Final = Pace()
 
 
 class Listeners:
