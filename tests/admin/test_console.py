@@ -89,9 +89,9 @@ def test_without_a_stdout_the_state_is_plain() -> None:
 def test_who_is_not_let_in_and_by_what_is_shown_where_a_rule_asks_for_it() -> None:
     text = tables(STATUS, [LIVE[0] | {"via": "192.0.2.1:7"}], None).decode()
     for words in (
-        "accept_proxy=any allow=@städte.txt",
-        "bad_proxy_header 2, denied 3",
-        f"{HOST}:8001 send_proxy=v2",
+        "straße   accept_proxy=any               bad_proxy_header 2",
+        "         allow=@städte.txt              denied 3",
+        f"         {HOST}:8001 send_proxy=v2",
         "unix:ключ via 192.0.2.1:7",
     ):
         assert words in text

@@ -8,7 +8,7 @@ from typing import Any, Final, TextIO
 
 from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from veillink.model import REFUSALS, Address, SendProxy
@@ -110,6 +110,9 @@ def _print(console: Console, dot: str, status: dict[str, Any], connections: list
     head = f"VeilLink {status['version']} {dot} {status['phase']}{workers} {dot} up {_ago(status['uptime'])}"
     console.print(f"{head} {dot} {counts}")
     console.print(_rules(status["rules"]))
+    clients = _clients(status["rules"])
+    if clients.row_count:
+        console.print(clients)
     reload = status["last_reload"]
     if reload["problems"]:
         refused = reload["result"] == "refused"
@@ -126,16 +129,11 @@ def _rules(rules: list[dict[str, Any]]) -> Table:
     table = Table("rule", "listen", "listener", "target", "state", box=box.SIMPLE_HEAD)
     for column in ("live", "total", "in", "out"):
         table.add_column(column, justify="right")
-    about_clients: dict[str, list[Text]] = {"options": [*map(_options, rules)], "refused": [*map(_refused, rules)]}
-    seldom = {title: cells for title, cells in about_clients.items() if any(cells)}
-    for title in seldom:
-        table.add_column(title, overflow="fold")
-    for row, rule in enumerate(rules):
+    for rule in rules:
         listener = _state(rule["listener_up"])
-        own: list[str | Text] = [str(rule["total"]), size(rule["bytes_in"]), size(rule["bytes_out"])]
-        own += [cells[row] for cells in seldom.values()]
+        own = (str(rule["total"]), size(rule["bytes_in"]), size(rule["bytes_out"]))
         for number, target in enumerate(rule["targets"]):
-            place = (Text(printable(_target(target))), _state(target["up"]), str(target["active"]))
+            place = (Text(printable(target["target"])), _state(target["up"]), str(target["active"]))
             if number == 0:
                 table.add_row(Text(printable(rule["name"])), Text(printable(rule["listen"])), listener, *place, *own)
             else:
@@ -143,17 +141,17 @@ def _rules(rules: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _options(rule: dict[str, Any]) -> Text:
-    return Text(printable(" ".join(f"{name}={text}" for name, text in rule["options"].items())))
-
-
-def _refused(rule: dict[str, Any]) -> Text:
-    return Text(", ".join(f"{end} {rule['ends'][end]}" for end in REFUSALS if end in rule["ends"]))
-
-
-def _target(target: dict[str, Any]) -> str:
-    sent = target["send_proxy"]
-    return str(target["target"]) + (f" send_proxy={sent}" if sent != SendProxy.OFF else "")
+def _clients(rules: list[dict[str, Any]]) -> Table:
+    """Return what rules ask of clients and tell of them, and whom they have not let in; those that have any."""
+    table = Table("rule", Column("options", overflow="fold"), "refused", box=box.SIMPLE_HEAD)
+    for rule in rules:
+        options = [f"{name}={text}" for name, text in rule["options"].items()]
+        told = [target for target in rule["targets"] if target["send_proxy"] != SendProxy.OFF]
+        options += [f"{target['target']} send_proxy={target['send_proxy']}" for target in told]
+        refused = [f"{end} {rule['ends'][end]}" for end in REFUSALS if end in rule["ends"]]
+        if options or refused:
+            table.add_row(*(Text("\n".join(map(printable, lines))) for lines in ([rule["name"]], options, refused)))
+    return table
 
 
 def _connections(connections: list[dict[str, Any]]) -> Table:
