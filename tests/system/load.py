@@ -88,6 +88,7 @@ class Load:
 # ---------------------------------------------------------------------------------------------- the other process
 
 _held: set[socket.socket] = set()
+_names = itertools.count()
 _sources = itertools.cycle(f"127.0.0.{last}" for last in range(2, 10))
 
 
@@ -143,6 +144,14 @@ def _echo_last(sock: socket.socket) -> Story:
     return "late bytes" if rest else outcome
 
 
+def _as_next(sock: socket.socket) -> Story:
+    """Be echoed, as one more client: the next address is named by a PROXY header."""
+    number = next(_names)
+    source = f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
+    yield from _send(sock, f"PROXY TCP4 {source} 192.0.2.1 4711 80\r\n".encode())
+    return (yield from _exchange(sock, b"E"))
+
+
 def _hold(sock: socket.socket) -> Story:
     """Be echoed, and stay."""
     outcome = yield from _exchange(sock, b"E")
@@ -179,6 +188,7 @@ def _leave(sock: socket.socket) -> Story:
 _STORIES: dict[str, Callable[[socket.socket], Story]] = {
     "echo": _echo,
     "echo_last": _echo_last,
+    "as_next": _as_next,
     "hold": _hold,
     "reset": _reset,
     "wait": _wait,

@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -335,6 +336,57 @@ def test_at_the_start_a_rule_with_a_bad_list_does_not_listen_until_it_is_mended(
         lines = veillink.config.read_text().splitlines(keepends=True)
         veillink.config.write_text("".join(line for line in lines if str(other) not in line))
         assert '"removed": 1' in veillink.wait_for_line('"removed": 1')
+
+
+@pytest.mark.parametrize("cell", ["allow", "deny"])
+def test_lists_that_change_under_load_fail_nobody_whom_they_let_in(
+    cell: str, forward: Callable[..., VeilLink], tmp_path: Path
+) -> None:
+    listed = tmp_path / "list.txt"
+    names = {"kept": "10.0.0.1", "changing": "10.0.0.2", "other": "10.0.0.3"}
+
+    def write(*, let_in: bool) -> None:
+        wanted = [names["kept"]] if cell == "allow" else [names["other"]]
+        part = tmp_path / "part"
+        part.write_text("\n".join(wanted + [names["changing"]] * (let_in is (cell == "allow"))))
+        part.rename(listed)
+
+    def come(name: str, sock: socket.socket) -> bool:
+        with contextlib.suppress(OSError):
+            sock.sendall(encode(2, Address(names[name], 1), BALANCER) + b"x")
+            return sock.recv(1) == b"x"
+        return False
+
+    write(let_in=True)
+    veillink = forward(echo, f"accept_proxy=any,{cell}=@{listed}", "--no-access-log")
+    stop = threading.Event()
+    tries: list[tuple[str, bool]] = []
+
+    def load() -> None:
+        while not stop.is_set():
+            for name in ("kept", "other"):
+                with veillink.connect() as sock:
+                    tries.append((name, come(name, sock)))
+
+    threads = [threading.Thread(target=load) for _ in range(3)]
+    with veillink.connect() as living:
+        assert come("changing", living)
+        for thread in threads:
+            thread.start()
+        try:
+            for change in range(1, 5):
+                write(let_in=change % 2 == 0)
+                veillink.wait_for_line('"reloaded"', count=change)
+                for _ in range(20):
+                    with veillink.connect() as sock:
+                        assert come("changing", sock) is (change % 2 == 0)
+                exchange(living)
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+    assert len(tries) > 100
+    assert set(tries) == {("kept", True), ("other", False)}
 
 
 def write_many(path: Path, seed: int) -> None:

@@ -108,6 +108,20 @@ def test_connections_that_end_in_every_bad_way_leave_nothing_behind(start: Start
         assert_account_is_even(veillink, 9000)
 
 
+def test_tens_of_thousands_of_clients_are_forgotten_when_they_say_nothing_any_more(start: Start) -> None:
+    options = "accept_proxy=any,max_connections_per_client=1,connection_rate_per_client="
+    with Load() as load:
+        veillink = start(load.rows(f"{HOST}:{{port}}", f"{options}1/s"), "--no-access-log")
+        story = [("as_next", veillink.port)]
+        peaks = []
+        for _ in range(3):
+            seconds, outcomes = load.run(story, 10_000, 50)
+            assert outcomes == {"as_next ok": 10_000}
+            peaks.append(veillink.rss())
+        print(f"RSS after 10,000 clients each: {[f'{peak / 2**20:.1f} MiB' for peak in peaks]}, {seconds:.1f} s")
+        assert peaks[2] <= peaks[0] + 2**20  # 2.4 MiB more for each 10,000 when none was forgotten
+
+
 @pytest.mark.parametrize("story", ["echo", "echo_last"])
 def test_after_a_thousand_closes_by_either_side_no_socket_is_half_closed(start: Start, story: str) -> None:
     with Load() as load:
