@@ -169,6 +169,17 @@ def test_a_faster_rate_holds_for_those_who_were_silent_too() -> None:
     assert len(limits) == 0
 
 
+def test_a_rate_that_is_off_for_a_while_begins_anew_and_the_same_one_again_changes_nothing() -> None:
+    limits = ClientLimits(0, Rate(1, 3600))
+    client = come(limits, LATE)
+    limits.change(0, Rate(1, 3600), LATE + 9)
+    assert limits.admit("a", LATE + 3000) is None
+    limits.release(client, LATE + 3000)
+    limits.change(0, Rate(), LATE + 3000)
+    limits.forget(LATE + 3000)
+    assert len(limits) == 0
+
+
 @given(st.lists(st.tuples(st.sampled_from("abcde"), st.booleans(), st.floats(0, 2)), max_size=60), st.integers(0, 3))
 def test_nobody_ever_has_more_than_the_limit_and_all_is_forgotten(
     tries: list[tuple[str, bool, float]], most: int
@@ -206,5 +217,6 @@ def test_a_hundred_thousand_clients_are_the_most_and_cost_no_more_each() -> None
     assert some(100_000) < 20e-6
     assert len(limits) == MAX_CLIENTS
     began = time.process_time()
+    limits.change(2, Rate(2, 3600), LATE)
     limits.admit("x", LATE + 7200)
     assert time.process_time() - began < 0.01

@@ -49,13 +49,15 @@ class Client(Bucket):
 
     Args:
         key: who it is.
+        form: the number of the limits that it was measured by last.
     """
 
-    __slots__ = ("connections", "key")
+    __slots__ = ("connections", "form", "key")
 
-    def __init__(self, key: ClientKey) -> None:
+    def __init__(self, key: ClientKey, form: int) -> None:
         super().__init__()
         self.key = key
+        self.form = form
         self.connections = 0
 
 
@@ -72,6 +74,8 @@ class ClientLimits:
         self._most = most
         self._rate = rate
         self._capacity = capacity
+        self._form = 0
+        self._full_by = float("inf")
         # Each in the order in which they were heard of last.
         self._present: OrderedDict[ClientKey, Client] = OrderedDict()
         self._silent: OrderedDict[ClientKey, Client] = OrderedDict()
@@ -82,18 +86,23 @@ class ClientLimits:
     def change(self, most: int, rate: Rate, now: float) -> None:
         """Go on with other limits; nobody who is there is sent away.
 
+        Each client learns of them when it is its turn: telling 100,000 of them took the loop 0.3 s.
+
         Args:
             most: as above.
             rate: as above.
             now: monotonic seconds.
         """
-        self._most, self._rate = most, rate
-        for clients in (self._present, self._silent):
-            for client in clients.values():
-                if rate:
-                    client.delay(rate, now)
-                else:
-                    client.full_at = now
+        if (most, rate) != (self._most, self._rate):
+            self._most, self._rate = most, rate
+            self._form += 1
+            self._full_by = now + (rate.room / rate.per_second if rate else 0.0)
+
+    def _measure(self, client: Client) -> None:
+        """Measure a client by the limits of now, under which its bucket has been filling since they came."""
+        if client.form != self._form:
+            client.form = self._form
+            client.full_at = min(client.full_at, self._full_by)
 
     def admit(self, key: ClientKey, now: float) -> Client | None:
         """Return a client that may come in, and has one connection more until ``release``; else ``None``.
@@ -103,7 +112,8 @@ class ClientLimits:
             now: monotonic seconds.
         """
         self.forget(now)
-        client = self._present.get(key) or self._silent.get(key) or Client(key)
+        client = self._present.get(key) or self._silent.get(key) or Client(key, self._form)
+        self._measure(client)
         refused = bool(self._most) and client.connections >= self._most
         if refused or (self._rate and client.delay(self._rate, now)):
             (self._present if client.connections else self._silent).move_to_end(key)
@@ -139,6 +149,10 @@ class ClientLimits:
             now: monotonic seconds.
         """
         for _ in range(_FORGET):
-            if not self._silent or next(iter(self._silent.values())).full_at > now:
+            if not self._silent:
+                break
+            client = next(iter(self._silent.values()))
+            self._measure(client)
+            if client.full_at > now:
                 break
             self._silent.popitem(last=False)
