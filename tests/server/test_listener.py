@@ -11,10 +11,12 @@ import gevent
 import pytest
 from gevent import socket
 
+from tests.proxy.front import is_reset
 from tests.server.running import Start, Talk, row, rules, talk_to
 from tests.sockets import Journal, Sockets, address_of, eventually
 from tests.system.harness import HOST, free_port, read_exactly
 from veillink.model import Address, RuleSet
+from veillink.server.listener import Listener
 from veillink.server.server import Server
 
 
@@ -108,6 +110,40 @@ def test_a_rule_may_be_removed_while_its_listener_pauses(
     target = sockets.accept(backend)
     early.sendall(b"still served")
     assert read_exactly(target, 12) == b"still served"
+
+
+def test_who_waits_for_a_rate_is_let_in_when_it_is_taken_away(
+    sockets: Sockets, start: Start, port: int, backend: socket.socket
+) -> None:
+    running = start(row(port, backend, "connection_rate=1/h"))
+    talk_to(sockets, port, backend)
+    waiting = sockets.client(Address(HOST, port))
+    listener = next(iter(running.listeners.values()))
+    eventually(lambda: listener._timer is not None)
+    running.apply(rules(row(port, backend)))
+    began = time.monotonic()
+    assert Talk(waiting, sockets.accept(backend)).works()
+    assert time.monotonic() - began < 2
+
+
+def test_a_rule_whose_clients_wait_for_its_rate_is_removed_at_once(
+    sockets: Sockets, start: Start, port: int, backend: socket.socket
+) -> None:
+    running = start(row(port, backend, "connection_rate=1/h"))
+    talk_to(sockets, port, backend)
+    waiting = sockets.client(Address(HOST, port))
+    listener = next(iter(running.listeners.values()))
+    looks = 0
+
+    def has_client() -> bool:
+        nonlocal looks
+        looks += 1
+        return Listener.has_client(listener)
+
+    listener.has_client = has_client  # type: ignore[method-assign]
+    running.apply(RuleSet())
+    assert is_reset(waiting)
+    assert looks < 2  # a thousand, each with a timer
 
 
 def test_at_the_limit_clients_wait_and_are_served_when_others_leave(

@@ -143,7 +143,7 @@ class Listener(StreamServer):
     def retire(self) -> None:
         """Stop listening. Who waits in the kernel's queue is accepted first: closing would reset them."""
         for _ in range(BACKLOG):
-            if self.full() or not self.has_client():
+            if self.full() or self._must_pause() or not self.has_client():
                 break
             client = self.do_read()
             if client:
