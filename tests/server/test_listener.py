@@ -126,6 +126,20 @@ def test_who_waits_for_a_rate_is_let_in_when_it_is_taken_away(
     assert time.monotonic() - began < 2
 
 
+def test_a_place_that_a_rule_may_not_use_for_its_rate_goes_to_who_waits_behind_it(
+    sockets: Sockets, start: Start, port: int, other_port: int, backend: socket.socket
+) -> None:
+    running = start(row(port, backend, "connection_rate=1/h"), row(other_port, backend), max_connections=1)
+    talk = talk_to(sockets, port, backend)
+    sockets.client(Address(HOST, port))
+    eventually(lambda: len(running.limiter._waiting) == 1)
+    waiting = sockets.client(Address(HOST, other_port))
+    eventually(lambda: len(running.limiter._waiting) == 2)
+    talk.close()
+    with gevent.Timeout(2):
+        assert Talk(waiting, sockets.accept(backend)).works()
+
+
 def test_a_rule_whose_clients_wait_for_its_rate_is_removed_at_once(
     sockets: Sockets, start: Start, port: int, backend: socket.socket
 ) -> None:

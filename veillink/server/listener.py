@@ -91,6 +91,7 @@ class Listener(StreamServer):
     def do_read(self) -> Any:
         """Accept one client, or return ``None``."""
         if self._must_pause():
+            self.binding.service.limiter.wake()  # the place that it has waited for is somebody else's
             return None
         listening: Any = self.socket
         try:
