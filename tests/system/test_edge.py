@@ -85,6 +85,18 @@ def test_a_target_that_speaks_first_is_connected_once_the_header_is_whole(hold: 
     assert client.recv(9, socket.MSG_WAITALL) == b"220 ready"
 
 
+@pytest.mark.parametrize("header", HEADERS.values(), ids=HEADERS.keys())
+def test_a_header_and_nothing_else_is_a_connection_of_no_bytes(header: bytes, hold: Hold) -> None:
+    ends = hold("accept_proxy=any")
+    client = ends.connect()
+    client.sendall(header)
+    client.shutdown(socket.SHUT_WR)
+    with ends.accept() as target:
+        assert target.recv(1) == b""
+    (line,) = ends.veillink.access()
+    assert (line["client"], line["bytes_in"], line["bytes_out"], line["end"]) == (str(CLIENT), 0, 0, "closed")
+
+
 @pytest.mark.parametrize(
     "junk",
     [

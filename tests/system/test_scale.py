@@ -166,8 +166,19 @@ def test_thousands_of_idle_connections_cost_little_and_delay_nobody(start: Start
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
-def test_a_short_connection_costs_few_system_calls(forward: Forward, tmp_path: Path) -> None:
-    veillink = forward(lambda sock: sock.sendall(sock.recv(10)), "", "--no-access-log")
+@pytest.mark.parametrize(
+    ("row", "first"),
+    [
+        ("", b""),
+        (
+            "accept_proxy=any,allow=10.0.0.0/8,connection_rate=1000/s,connection_rate_per_client=1000/s",
+            b"PROXY TCP4 10.0.0.1 192.0.2.1 4711 80\r\n",
+        ),
+    ],
+    ids=["plain", "with all that asks something of clients"],
+)
+def test_a_short_connection_costs_few_system_calls(row: str, first: bytes, forward: Forward, tmp_path: Path) -> None:
+    veillink = forward(lambda sock: sock.sendall(sock.recv(10)), row, "--no-access-log")
     trace = tmp_path / "calls"
     command = ["strace", "-f", "-o", str(trace), "-p", str(veillink.pid)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as strace:
@@ -176,7 +187,7 @@ def test_a_short_connection_costs_few_system_calls(forward: Forward, tmp_path: P
         number = 50
         for _ in range(number):
             with veillink.connect() as sock:
-                sock.sendall(b"question")
+                sock.sendall(first + b"question")
                 assert read_exactly(sock, 8) == b"question"
                 assert sock.recv(1) == b""
         veillink.settle()
