@@ -9,12 +9,13 @@ import pytest
 from gevent import socket
 
 from tests.proxy.front import Forward, is_reset
-from tests.sockets import Sockets, address_of
+from tests.sockets import Sockets, address_of, eventually
 from veillink.config.networks import parse_networks
 from veillink.config.rates import parse_rate
 from veillink.limits import EVERYBODY
 from veillink.model import Address, End, Ended, RuleOptions
 from veillink.net.proxy_protocol import encode
+from veillink.net.ticker import Ticker
 from veillink.proxy.edge import Edge, build_edge
 
 CLIENT = Address("192.0.2.1", 1)
@@ -79,6 +80,18 @@ def test_a_client_that_comes_too_often_is_over_its_limit() -> None:
     come(edge)
     assert come(edge) is End.OVER_LIMIT
     assert come(edge, Address("192.0.2.2", 1)) is not End.OVER_LIMIT
+
+
+def test_who_has_gone_is_forgotten_though_nobody_comes_any_more(hub: None) -> None:
+    edge, ticker = Edge(RuleOptions(connection_rate_per_client=parse_rate("10/s")), None, 1), Ticker(0.01)
+    for last in range(200):
+        connection = Mock(client=Address(f"192.0.2.{last}", 1), proxied=None)
+        admitted = edge.admit(Mock(), connection, ticker)
+        assert admitted is not None
+        edge.release(admitted)
+    assert len(edge._clients) > 0
+    eventually(lambda: len(edge._clients) == 0)
+    eventually(lambda: not ticker._watched)
 
 
 # --- the time for a header -------------------------------------------------------------------------------------------

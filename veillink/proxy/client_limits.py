@@ -143,7 +143,7 @@ class ClientLimits:
             self._silent[client.key] = client
 
     def forget(self, now: float) -> None:
-        """Forget some clients that say nothing any more; a rule that nobody comes to has to be reminded.
+        """Forget some clients that say nothing any more.
 
         Args:
             now: monotonic seconds.
@@ -156,3 +156,8 @@ class ClientLimits:
             if client.full_at > now:
                 break
             self._silent.popitem(last=False)
+
+    def on_tick(self, now: float) -> bool:
+        """Forget some though nobody comes any more; return whether there are others."""
+        self.forget(now)
+        return bool(self._present or self._silent)

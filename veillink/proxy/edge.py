@@ -45,7 +45,7 @@ class Edge:
         Args:
             client: who has come.
             connection: its account; its scope ends it if it is too late.
-            ticker: tells.
+            ticker: tells, and reminds of clients who may be forgotten.
 
         Raises:
             Ended: it may not come in.
@@ -63,6 +63,7 @@ class Edge:
         admitted = self._clients.admit(client_key(host), time.monotonic())
         if admitted is None:
             raise Ended(End.OVER_LIMIT)
+        ticker.watch(self._clients)
         return admitted
 
     def release(self, admitted: Client) -> None:
