@@ -218,17 +218,44 @@ def test_two_streams_share_the_room(sockets: Sockets, room: Room) -> None:
     assert [reader.get() == data for reader in readers] == [True] * 3
 
 
-def test_a_source_that_is_always_ready_lets_others_run(sockets: Sockets, room: Room) -> None:
+class AlwaysReady:
+    """Stands for a socket that never has to be waited for."""
+
+    def __init__(self, records: bytes) -> None:
+        self._records = memoryview(records)
+
+    def recv_into(self, buffer: memoryview) -> int:
+        count = min(len(buffer), len(self._records))
+        buffer[:count] = self._records[:count]
+        self._records = self._records[count:]
+        return count
+
+    def stop_reading(self) -> None:
+        pass
+
+
+def test_a_source_that_is_always_ready_lets_others_run(
+    sockets: Sockets, room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stream, peer = pair(sockets, room)
     data = pattern(4 << 20)
-    gevent.spawn(peer.finish_with, data)
-    reader = gevent.spawn(receive_to_eof, stream)
+    for start in range(0, len(data), 1 << 14):
+        peer.engine.write(data[start : start + (1 << 14)])
+    monkeypatch.setattr(stream, "_stream", AlwaysReady(peer._to_send.read()))
     turns = 0
-    while not reader.ready():
-        gevent.sleep(0)
-        turns += 1
-    assert reader.get() == data
-    assert turns > 10
+
+    def other() -> None:
+        nonlocal turns
+        while True:
+            gevent.sleep(0)
+            turns += 1
+
+    running, received = gevent.spawn(other), b""
+    while len(received) < len(data):
+        received += receive(stream)
+    running.kill()
+    assert received == data
+    assert turns > len(data) // (4 * tls._ROOM)  # one after three full reads
 
 
 def test_a_prefix_is_read_and_the_rest_stays(sockets: Sockets, room: Room) -> None:

@@ -8,13 +8,13 @@ from unittest.mock import Mock
 import gevent
 import pytest
 from gevent import socket
+from gevent.event import Event
 
 from tests.proxy.making import make_shared
 from tests.sockets import Sockets, eventually
 from tests.system.harness import read_to_eof, reset
 from tests.tls import NAME, TlsPeer, asking, serving
 from veillink.model import Address, End, Ended, RuleOptions
-from veillink.net import ticker
 from veillink.net.pipes import Pipes
 from veillink.net.socket_stream import SocketStream
 from veillink.net.stream import Stream
@@ -26,12 +26,6 @@ from veillink.proxy.session import CancelScope, close_both
 from veillink.stats.ledger import Ledger
 
 TINY = 4096
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the ticker tick often."""
-    monkeypatch.setattr(ticker, "_TICK", 0.01)
 
 
 class PlainPeer:
@@ -58,11 +52,15 @@ Peer = TlsPeer | PlainPeer
 class Relayed:
     """A relay at work between two peers, each with TLS or without."""
 
-    def __init__(self, sockets: Sockets, sides: str, version: str = "", buffers: int = 0) -> None:
+    def __init__(self, sockets: Sockets, sides: str, version: str = "", tiny: str = "") -> None:
         room = TlsRoom()
-        self.client_stream, self.client = _leg(sockets, room, sides in ("client", "both"), True, version, buffers)
-        self.target_stream, self.target = _leg(sockets, room, sides in ("target", "both"), False, version, buffers)
+        legs = []
+        for side in ("client", "target"):
+            buffers = TINY if tiny in (side, "both") else 0
+            legs.append(_leg(sockets, room, sides in (side, "both"), side == "client", version, buffers))
+        (self.client_stream, self.client), (self.target_stream, self.target) = legs
         shared = make_shared(Mock(), sockets.peer_watch, Pipes(1))
+        shared.ticker.period = 0.01
         self.connection = Ledger().open("web", Address("", 1), Address("", 2), time.monotonic(), Mock())
         self.relay = Relay(self.client_stream, self.target_stream, self.connection, RuleOptions(), shared)
         self.greenlet = gevent.spawn(self._run)
@@ -181,7 +179,7 @@ def test_bulk_both_ways_at_once_arrives_whole(sides: str, version: str, sockets:
 def test_a_slow_reader_makes_the_writer_wait_and_gets_all_of_it(
     sides: str, version: str, who: str, sockets: Sockets
 ) -> None:
-    relayed = Relayed(sockets, sides, version, TINY)
+    relayed = Relayed(sockets, sides, version, "both")
     one, other, _ = ends(relayed, who)
     other.finish()  # so that the end of the other direction is the end of all
     assert one.recv(1) == b""
@@ -228,10 +226,10 @@ def test_a_reset_is_passed_on(sides: str, who: str, sockets: Sockets) -> None:
 
 @WHO
 def test_a_reset_that_nobody_reads_is_passed_on(
-    sides: str, who: str, sockets: Sockets, quick: None, monkeypatch: pytest.MonkeyPatch
+    sides: str, who: str, sockets: Sockets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(deadlines, "FLUSH_TIME", 0.2)
-    relayed = Relayed(sockets, sides, buffers=TINY)
+    relayed = Relayed(sockets, sides, tiny="both")
     one, other, end = ends(relayed, who)
     writer = gevent.spawn(one.sendall, MIB)
     eventually(lambda: relayed.relay._armed)
@@ -257,7 +255,7 @@ def test_a_broken_record_is_told_to_who_sent_it_and_resets_the_other(sides: str,
 @SIDES
 @pytest.mark.parametrize("armed", [False, True])
 def test_who_sends_and_closes_without_reading_its_tickets_has_finished(
-    armed: bool, sides: str, sockets: Sockets, quick: None
+    armed: bool, sides: str, sockets: Sockets
 ) -> None:
     relayed = Relayed(sockets, sides, "1.3")
     if armed:
@@ -271,10 +269,72 @@ def test_who_sends_and_closes_without_reading_its_tickets_has_finished(
     assert relayed.end() is End.CLOSED
 
 
-@SIDES
-def test_a_silent_twin_is_parked_and_comes_back(
-    sides: str, sockets: Sockets, quick: None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("sides", ["client", "both"])
+def test_a_reset_after_the_end_was_read_takes_nothing_back(
+    sides: str, sockets: Sockets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    seen, on_reset = Event(), Relay._on_client_reset
+
+    def see(relay: Relay) -> None:
+        on_reset(relay)
+        seen.set()
+
+    monkeypatch.setattr(Relay, "_on_client_reset", see)
+    relayed = Relayed(sockets, sides, "1.3")
+    eventually(lambda: relayed.relay._armed)
+    relayed.client.finish()
+    assert relayed.target.recv(1) == b""
+    relayed.client.close()  # with its tickets unread
+    seen.wait()
+    gevent.sleep(0)
+    relayed.target.close()
+    assert relayed.end() is End.CLOSED
+
+
+@pytest.mark.parametrize("sides", ["client", "both"])
+def test_a_reset_before_the_end_was_read_is_forgotten_once_it_is(
+    sides: str, sockets: Sockets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deadlines, "FLUSH_TIME", 0.05)
+    relayed = Relayed(sockets, sides, "1.3", "target")
+    eventually(lambda: relayed.relay._armed)
+    relayed.client.sendall(MIB[:40_000])
+    relayed.client.close()  # with its tickets unread
+    eventually(lambda: relayed.relay._reset)
+    received = b""
+    while len(received) < 40_000:
+        received += relayed.target.recv(1 << 16)
+    assert received == MIB[:40_000]
+    assert relayed.target.recv(1) == b""
+    gevent.sleep(0.1)
+    relayed.target.close()
+    assert relayed.end() is End.CLOSED
+
+
+@pytest.mark.parametrize("sides", ["client", "both"])
+def test_the_end_of_the_target_is_told_whatever_the_client_does_meanwhile(
+    sides: str, sockets: Sockets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relayed = Relayed(sockets, sides)
+    room, send_eof = Event(), TlsStream.send_eof
+
+    def late(stream: TlsStream) -> None:
+        if stream is relayed.client_stream:
+            room.wait()
+        send_eof(stream)
+
+    monkeypatch.setattr(TlsStream, "send_eof", late)
+    relayed.target.finish_with(b"all of it")
+    eventually(lambda: relayed.connection.outbound.done)
+    relayed.client.finish()
+    eventually(lambda: relayed.connection.inbound.done)
+    room.set()
+    assert relayed.client.read_to_eof() == b"all of it"
+    assert relayed.end() is End.CLOSED
+
+
+@SIDES
+def test_a_silent_twin_is_parked_and_comes_back(sides: str, sockets: Sockets, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relay_module, "_PARK_AFTER", 0.02)
     relayed = Relayed(sockets, sides)
     for word in (b"one", b"two"):
