@@ -95,7 +95,7 @@ def _leg(sockets: Sockets, room: TlsRoom, tls: bool, serves: bool, version: str,
     else:
         stream, peer = TlsStream(near, asking(version), room, NAME), TlsPeer(far, serving())
     other = gevent.spawn(peer.shake_hands)
-    stream.handshake(time.monotonic() + 10)
+    stream.handshake()
     other.get()
     return stream, peer
 
