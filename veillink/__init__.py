@@ -12,7 +12,7 @@ The folders are the way of the data, and imports go down this list only::
     config/         text in, rules out: settings, source, file_source, rules, conflicts, lists, rows, options, values
     net/            the kernel, one job each: stream, dial, resolver, listening, sockets, pipes, ticker, greenlets
     stats/          ledger (every connection's account), metrics (one table), snapshot (what is shown)
-    log  text       lines that never block; escaping for people
+    log  names text lines that never block; names that peers ask for; escaping for people
     settings        the nouns of the command line
     model           the nouns: frozen values; End, the closed list of endings
     limits          the nouns of who may come in, and how much: networks, rates

@@ -172,7 +172,7 @@ GARBAGE = b"-----BEGIN %s-----\nYWJj\n-----END %s-----\n"
     ("cert", "key", "why"),
     [
         ("none.pem", "", "none.pem: No such file or directory"),
-        (".", "", ".: Is a directory"),
+        (".", "", ".: it is a directory"),
         ("empty.pem", "", "empty.pem: holds no certificate"),
         ("ca.pem", "", "ca.pem: holds no private key"),
         ("both.pem", "empty.pem", "empty.pem: holds no private key"),

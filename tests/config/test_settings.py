@@ -2,7 +2,6 @@
 
 import os
 import socket
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 
 from veillink.cli import main
 from veillink.config.networks import parse_networks
-from veillink.config.settings import admin_settings, parser, unknown_variables
+from veillink.config.settings import admin_settings, defaults, parser, unknown_variables
 from veillink.limits import EVERYBODY, ByteRate, Per, Rate
 from veillink.model import Address, RuleOptions
 
@@ -75,6 +74,8 @@ OPTIONS: list[tuple[str, str, str, Any]] = [
         "download-rate = 1K/client",
         ByteRate(1024, Per.CLIENT),
     ),
+    ("--tls-min=1.3", "VEILLINK_TLS_MIN=1.3", "tls-min = 1.3", "1.3"),
+    ("--tls-timeout=3s", "VEILLINK_TLS_TIMEOUT=3s", "tls-timeout = 3s", 3.0),
 ]
 
 
@@ -85,7 +86,7 @@ def test_nothing_needs_to_be_given() -> None:
     assert options.access_log is True
     assert (options.drain_timeout, options.max_connections) == (30.0, 0)
     assert (options.log_format, options.log_level) == ("text", "info")
-    assert RuleOptions(**{field.name: getattr(options, field.name) for field in fields(RuleOptions)}) == RuleOptions()
+    assert defaults(options) == RuleOptions()
 
 
 @pytest.mark.parametrize(("argument", "variable", "setting", "value"), OPTIONS)

@@ -9,6 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
+from veillink.config.credentials import Credentials, names_in
 from veillink.config.files import Signature, read_regular, signature
 from veillink.config.lists import parse_list
 from veillink.config.rows import MAX_FILE, Problem
@@ -30,8 +31,8 @@ class _List(NamedTuple):
 
 def names_of(rules: RuleSet) -> tuple[str, ...]:
     """Return the names of all files that rules name, as written."""
-    cells = (getattr(rule.options, cell) for rule in rules.rules for cell in _CELLS)
-    return tuple(sorted({name for cell in cells for name in cell.files}))
+    names = {name for rule in rules.rules for name in (*_lists_of(rule), *names_in(rule))}
+    return tuple(sorted(names - {""}))
 
 
 class Assets:
@@ -43,6 +44,7 @@ class Assets:
 
     def __init__(self) -> None:
         self._known: dict[str, _List] = {}
+        self._credentials = Credentials()
 
     def fill(self, found: Parsed, path: str) -> Parsed:
         """Return rules with what the files hold that they name.
@@ -52,13 +54,13 @@ class Assets:
             path: of the rules' file, always the same; the names are relative to its folder.
         """
         folder = Path(path).parent
-        lists = self._known = {name: self._list(name, str(folder / name)) for name in names_of(found.rules)}
-        if not lists:
-            return found
-        problems = [problem for each in lists.values() for problem in each.problems]
+        named = sorted({name for rule in found.rules.rules for name in _lists_of(rule)})
+        lists = self._known = {name: self._list(name, str(folder / name)) for name in named}
         good = {name: each.ranges for name, each in lists.items() if not each.problems}
-        rules = [_filled(rule, good) for rule in found.rules.rules if _named(rule) <= good.keys()]
-        return found._replace(rules=RuleSet(tuple(rules), tuple(lists)), problems=(*found.problems, *problems))
+        able, unfit = self._credentials.fill(found.rules.rules, folder)
+        rules = tuple(_filled(rule, good) for rule in able if _lists_of(rule) <= good.keys())
+        problems = [*found.problems, *(problem for each in lists.values() for problem in each.problems), *unfit]
+        return found._replace(rules=RuleSet(rules, names_of(found.rules)), problems=tuple(problems))
 
     def _list(self, name: str, path: str) -> _List:
         known, seen = self._known.get(name), signature(path)
@@ -76,12 +78,12 @@ class Assets:
         return _List(Ranges(networks), tuple(replace(problem, file=name) for problem in problems), seen, digest)
 
 
-def _named(rule: Rule) -> set[str]:
+def _lists_of(rule: Rule) -> set[str]:
     return {name for cell in _CELLS for name in getattr(rule.options, cell).files}
 
 
 def _filled(rule: Rule, lists: dict[str, Ranges]) -> Rule:
-    if not _named(rule):
+    if not _lists_of(rule):
         return rule
     options: RuleOptions = rule.options
     allow, deny = (_with(cell, lists) for cell in (options.allow, options.deny))

@@ -7,20 +7,30 @@ one without a cipher. It is made by hand, because what ``ssl.create_default_cont
 import contextlib
 import ssl
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, Final
 
+from veillink.config.files import anybody_may_read, read_regular
 from veillink.credentials import Certificate
 
 _VERSIONS: Final = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 _NO_CHECK_TIME: Final = 0x200000  # X509_V_FLAG_NO_CHECK_TIME, not named by Python
 # The TLS feature extension (RFC 7633), in DER.
 _MUST_STAPLE: Final = bytes.fromhex("06082b06010505070118")
-_OTHERS_READ: Final = 0o004
+MOST: Final = 1 << 22  # bytes of a file; the system's authorities are 220 KiB
 
 
 class ContextError(ValueError):
-    """A context cannot be made of these files; the text says which and why."""
+    """A context cannot be made of these files.
+
+    Args:
+        path: of the file that it cannot be made of.
+        why: it cannot.
+    """
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(f"{path}: {why}")
+        self.path = path
+        self.why = why
 
 
 def server_context(
@@ -107,35 +117,35 @@ def _new(side: int, minimum: str = "1.2", alpn: Iterable[str] = ()) -> ssl.SSLCo
 
 def _load_pair(context: ssl.SSLContext, certificate: str, key: str) -> None:
     if b"BEGIN CERTIFICATE" not in _content(certificate):
-        raise ContextError(f"{certificate}: holds no certificate")
+        raise ContextError(certificate, "holds no certificate")
     if b"PRIVATE KEY" not in _content(key or certificate):
-        raise ContextError(f"{key or certificate}: holds no private key")
+        raise ContextError(key or certificate, "holds no private key")
 
     def ask() -> str:  # without this function OpenSSL would ask at the terminal
-        raise ContextError(f"{key or certificate}: the private key is encrypted")
+        raise ContextError(key or certificate, "the private key is encrypted")
 
     try:
         context.load_cert_chain(certificate, key or None, ask)
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
-            raise ContextError(f"{key or certificate}: the private key is of another certificate") from None
-        raise ContextError(f"{certificate}: {_reason(error)}") from None
+            raise ContextError(key or certificate, "the private key is of another certificate") from None
+        raise ContextError(certificate, _reason(error)) from None
 
 
 def _load_authorities(context: ssl.SSLContext, path: str) -> None:
     if b"BEGIN " not in _content(path):
-        raise ContextError(f"{path}: holds no certificate")
+        raise ContextError(path, "holds no certificate")
     try:
         context.load_verify_locations(path)
     except ssl.SSLError as error:
-        raise ContextError(f"{path}: {_reason(error)}") from None
+        raise ContextError(path, _reason(error)) from None
 
 
 def _content(path: str) -> bytes:
     try:
-        return Path(path).read_bytes()
+        return read_regular(path, MOST)
     except OSError as error:
-        raise ContextError(f"{path}: {error.strerror}") from None
+        raise ContextError(path, error.strerror or str(error)) from None
 
 
 def _reason(error: ssl.SSLError) -> str:
@@ -152,7 +162,7 @@ def _proved(context: ssl.SSLContext, certificate: str, key: str) -> Certificate:
     """
     der = _leaf(certificate)
     doubts = ["it asks for OCSP stapling, which is not done"] if _MUST_STAPLE in der else []
-    if Path(key or certificate).stat().st_mode & _OTHERS_READ:
+    if anybody_may_read(key or certificate):
         doubts.append("others may read its private key")
     verifier = _verifier(context, certificate, key)
     try:
@@ -164,7 +174,7 @@ def _proved(context: ssl.SSLContext, certificate: str, key: str) -> Certificate:
             _shake_hands(verifier, context)
             return Certificate(certificate, doubts=(*doubts, error.verify_message))
     except ssl.SSLError as error:
-        raise ContextError(f"{certificate}: {_reason(error)}") from None
+        raise ContextError(certificate, _reason(error)) from None
     subject, issuer = (dict(pair[0] for pair in told[of]) for of in ("subject", "issuer"))
     names = tuple(value for _, value in told.get("subjectAltName", ()))
     return Certificate(

@@ -31,11 +31,20 @@ def read_regular(path: str, most: int) -> bytes:
 
 def anybody_may_write(path: str) -> bool:
     """Return whether everybody on this host may change the file."""
+    return _anybody_may(stat.S_IWOTH, path)
+
+
+def anybody_may_read(path: str) -> bool:
+    """Return whether everybody on this host may read the file."""
+    return _anybody_may(stat.S_IROTH, path)
+
+
+def _anybody_may(bit: int, path: str) -> bool:
     try:
         mode = Path(path).stat().st_mode
     except (OSError, ValueError):
         return False
-    return stat.S_ISREG(mode) and bool(mode & stat.S_IWOTH)
+    return stat.S_ISREG(mode) and bool(mode & bit)
 
 
 Signature = tuple[int, ...] | None

@@ -11,7 +11,19 @@ from typing import Any, Final, Literal, TypeVar
 
 from veillink.config.networks import format_trusted, parse_networks, parse_trusted
 from veillink.config.rates import parse_byte_rate, parse_rate
+from veillink.config.tls import (
+    file_or,
+    format_entries,
+    format_name,
+    parse_certificates,
+    parse_files,
+    parse_name,
+    parse_patterns,
+    parse_protocols,
+    parse_version,
+)
 from veillink.config.values import number, parse_duration
+from veillink.credentials import TargetTls
 from veillink.model import Balance, Health, OnDown, SendProxy
 from veillink.text import quoted
 
@@ -28,7 +40,7 @@ def _keepalive(text: str) -> float:
     return seconds
 
 
-def _dns_refresh(text: str) -> float:
+def _at_least_1s(text: str) -> float:
     seconds = parse_duration(text)
     if seconds < 1:
         raise ValueError(f"{quoted(text)} is less than 1s")
@@ -95,6 +107,10 @@ def _octal(value: Any) -> str:
     return f"{value:04o}"
 
 
+def _file_or(word: str) -> Callable[[Any], str]:
+    return lambda name: name or word
+
+
 def _yes(value: Any) -> str:
     return "yes" if value else "no"
 
@@ -121,7 +137,7 @@ class Option:
     parse: Callable[[str], object]
     format: Callable[[Any], str]
     scope: Literal["rule", "target"]
-    group: Literal["listener", "targets", "times", "health", "clients"]
+    group: Literal["listener", "targets", "times", "health", "clients", "tls"]
     default: str
     help: str
     on_command_line: bool = True
@@ -145,7 +161,7 @@ OPTIONS: Final = (
            "close after this long, whatever moves; 0 is off"),
     Option("keepalive", _keepalive, _seconds, "rule", "times", "60s",
            "silence before TCP probes a peer, 1s to 9h; 0 is off"),
-    Option("dns_refresh", _dns_refresh, _seconds, "rule", "targets", "30s",
+    Option("dns_refresh", _at_least_1s, _seconds, "rule", "targets", "30s",
            "age at which a host name is looked up again, at least 1s"),
     Option("max_connections", number(0, 1_000_000), str, "rule", "listener", "0",
            "the most at a time, others wait; 0 is no limit", on_command_line=False),
@@ -162,7 +178,7 @@ OPTIONS: Final = (
     Option("fail_timeout", _at_least_100ms, _seconds, "rule", "targets", "10s",
            "how long it stays out, at least 100ms"),
     Option("health", _one_of(Health), str, "rule", "health", "off",
-           "tcp: probe the targets by connecting to them; off"),
+           "probe the targets: tcp by connecting, tls by a handshake too; off"),
     Option("health_interval", _at_least_100ms, _seconds, "rule", "health", "2s",
            "from probe to probe, at least 100ms"),
     Option("health_timeout", _at_least_100ms, _seconds, "rule", "health", "1s",
@@ -193,5 +209,31 @@ OPTIONS: Final = (
            "bytes a second from clients: 1M, 1M/connection, 1M/client; 0 is off"),
     Option("download_rate", parse_byte_rate, str, "rule", "clients", "0",
            "bytes a second to clients: 1M, 1M/connection, 1M/client; 0 is off"),
+    Option("tls", parse_certificates, format_entries, "rule", "tls", "off",
+           "PEM files of certificates, which may hold the key: speak TLS with clients", on_command_line=False),
+    Option("tls_key", parse_files, format_entries, "rule", "tls", "off",
+           "files of their keys, in the order of tls; off: in the same files", on_command_line=False),
+    Option("tls_client_ca", file_or("off"), _file_or("off"), "rule", "tls", "off",
+           "file of CAs: clients have to show a certificate of one; off", on_command_line=False),
+    Option("tls_client_names", parse_patterns, format_entries, "rule", "tls", "off",
+           "names, *.example.org too, of which it has to hold one; off: any", on_command_line=False),
+    Option("tls_min", parse_version, str, "rule", "tls", "1.2",
+           "lowest version of TLS, with clients and targets: 1.2 or 1.3"),
+    Option("alpn", parse_protocols, format_entries, "rule", "tls", "off",
+           "protocols inside TLS, like h2 http/1.1; pass: the target's; off", on_command_line=False),
+    Option("tls_timeout", _at_least_1s, _seconds, "rule", "tls", "10s",
+           "limit for a client's hello and handshake together, at least 1s"),
+    Option("sni", parse_patterns, format_entries, "target", "tls", "off",
+           "names, *.example.org too, whose clients it is for; off: all others", on_command_line=False),
+    Option("target_tls", _one_of(TargetTls), str, "target", "tls", "off",
+           "speak TLS with it: verify who it is, or insecure: trust anybody; off", on_command_line=False),
+    Option("target_ca", file_or("system"), _file_or("system"), "target", "tls", "system",
+           "file of CAs, or of its certificate, that it is verified by", on_command_line=False),
+    Option("target_name", parse_name, format_name, "target", "tls", "host",
+           "name that it is asked for and has to prove; host: that of the row", on_command_line=False),
+    Option("target_cert", file_or("off"), _file_or("off"), "target", "tls", "off",
+           "PEM file of our certificate for it, which may hold the key; off", on_command_line=False),
+    Option("target_key", file_or("off"), _file_or("off"), "target", "tls", "off",
+           "file of that one's key; off: in the same file", on_command_line=False),
 )
 # fmt: on
