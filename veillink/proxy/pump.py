@@ -23,12 +23,9 @@ _BUFFER_SIZE: Final = 64 * 1024
 _BULK_READS: Final = 3
 # Who has so many waiting has more to come soon.
 _BULK: Final = 16 * 1024
-_IN_TLS: Final = {
-    (False, End.CLIENT_RESET): End.BAD_TLS,
-    (True, End.CLIENT_RESET): End.CLIENT_TRUNCATED,
-    (False, End.TARGET_RESET): End.TARGET_TLS,
-    (True, End.TARGET_RESET): End.TARGET_TRUNCATED,
-}
+# In TLS there is more to how a source is lost.
+_TRUNCATED: Final = {End.CLIENT_RESET: End.CLIENT_TRUNCATED, End.TARGET_RESET: End.TARGET_TRUNCATED}
+_BROKEN: Final = {End.CLIENT_RESET: End.BAD_TLS, End.TARGET_RESET: End.TARGET_TLS}
 # A limit that is taken away wakes nobody.
 _LONGEST_WAIT: Final = 1.0
 
@@ -190,8 +187,10 @@ class Pump:
 
 def _ended(error: OSError, lost: End) -> Ended:
     """Return how a connection ends whose source is lost with this."""
+    if isinstance(error, TruncatedError):
+        return Ended(_TRUNCATED[lost])
     if isinstance(error, TlsError):
-        return Ended(_IN_TLS[isinstance(error, TruncatedError), lost], str(error))
+        return Ended(_BROKEN[lost], str(error))
     return Ended(lost, error_name(error))
 
 
