@@ -64,12 +64,14 @@ class TlsFront:
         Raises:
             Ended: it does not speak TLS as it should, or nobody is there for the name it asks for.
         """
+        stream: Stream = client
         with Limit(connection, self._timeout, self._shared.ticker, End.BAD_TLS):
-            hello = self._peek(client, connection) if self._peeks else ClientHello()
-            upstream = self._choose(client, connection, hello)
-            if self._tls is None or self.passes_alpn:
-                return client, upstream, hello or ClientHello()
-            return self.shake_hands(client, connection, hello or ClientHello()), upstream, hello or ClientHello()
+            found = self._peek(client, connection) if self._peeks else ClientHello()
+            upstream, hello = self._choose(client, connection, found), found or ClientHello()
+            if self._tls is not None and not self.passes_alpn:
+                stream = self._shake_hands(client, connection, hello)
+        connection.accepted = time.monotonic()
+        return stream, upstream, hello
 
     def _peek(self, client: SocketStream, connection: Connection) -> ClientHello | None:
         """Return what a client says of itself, and leave all of it in its stream; nothing if that cannot be TLS."""
@@ -97,15 +99,14 @@ class TlsFront:
         client.close()  # an abort would overtake it
         raise Ended(End.NO_ROUTE, hello.server_name or "no name")
 
-    def shake_hands(self, client: SocketStream, connection: Connection, hello: ClientHello, alpn: str = "") -> Stream:
-        """Agree with a client on TLS; see ``receive``.
+    def answer(self, client: SocketStream, connection: Connection, hello: ClientHello, target: Stream) -> Stream:
+        """Shake hands with a client whose target has decided on the protocol; see ``receive``."""
+        connection.accepted = time.monotonic()
+        with Limit(connection, self._timeout, self._shared.ticker, End.BAD_TLS):
+            return self._shake_hands(client, connection, hello, target.alpn if isinstance(target, TlsStream) else "")
 
-        Args:
-            client: who has come; closed when this fails.
-            connection: its account.
-            hello: what it has said, where that is known.
-            alpn: the protocol that the target has agreed to, where that decides.
-        """
+    def _shake_hands(self, client: SocketStream, connection: Connection, hello: ClientHello, alpn: str = "") -> Stream:
+        """Agree with a client on TLS, and on this protocol if the target decides on that; it is closed on failure."""
         context: Any = self._contexts.find(hello.server_name)
         if self.passes_alpn:
             # Of a context that others use too: it is looked at once, when the hello is read, which is here already.
@@ -127,11 +128,6 @@ class TlsFront:
             stream.version, hello.server_name or "", stream.alpn, next(iter(stream.peer_names), "")
         )
         return stream
-
-    def answer(self, client: SocketStream, connection: Connection, hello: ClientHello, target: Stream) -> Stream:
-        """Shake hands with a client whose target has decided on the protocol; see ``receive``."""
-        with Limit(connection, self._timeout, self._shared.ticker, End.BAD_TLS):
-            return self.shake_hands(client, connection, hello, target.alpn if isinstance(target, TlsStream) else "")
 
     def _check_name(self, stream: TlsStream) -> None:
         """Have a client's certificate hold one of the names that may come in."""
