@@ -52,13 +52,13 @@ def shake_hands(
         tls: how.
         room: of the process.
         until: monotonic seconds at which to give up.
-        alpn: the protocols that the client would speak, where the target decides on that.
+        alpn: the protocols that it is offered.
 
     Raises:
         Ended: it has failed.
     """
-    if alpn:
-        tls.context.set_alpn_protocols(list(alpn))  # a list of each object's own once that is made
+    # Many share the context, but from when it is made the stream has its own list.
+    tls.context.set_alpn_protocols(list(alpn))
     encrypted = TlsStream(stream, tls.context, room, tls.name or member.address.host)
     try:
         with gevent.Timeout(max(0.0, until - time.monotonic()), TimeoutError()):

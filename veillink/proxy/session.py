@@ -16,6 +16,7 @@ from veillink.net.client_hello import ClientHello
 from veillink.net.socket_stream import SocketStream
 from veillink.net.sockets import error_name
 from veillink.net.stream import Stream
+from veillink.net.tls import TlsStream
 from veillink.proxy.bandwidth import leave_bandwidth
 from veillink.proxy.client_limits import Client
 from veillink.proxy.connect import connect
@@ -170,10 +171,12 @@ class _Connecting:
             raise
 
     def _offered(self) -> tuple[str, ...]:
-        """Return the protocols that the target is offered where it decides on them; GREASE is for nobody."""
+        """Return the protocols that the target is offered in TLS: what the client speaks, or would speak."""
+        if isinstance(self._client, TlsStream):
+            return tuple(filter(None, (self._client.alpn,)))
         if self._service.front is None or not self._service.front.passes_alpn:
             return ()
-        return tuple(name.decode() for name in self._hello.alpn if name.isascii())
+        return tuple(name.decode() for name in self._hello.alpn if name.isascii())  # GREASE is for nobody
 
     def on_tick(self, now: float) -> bool:
         if not self._reset_watched:

@@ -115,6 +115,8 @@ class TlsFront:
         stream = TlsStream(client, context, self._shared.tls)
         try:
             stream.handshake()
+            if self.passes_alpn and stream.alpn != alpn:  # another client has come between its first hello and a second
+                raise TlsError("the protocol was not to be had")
             self._check_name(stream)
         except BaseException as error:
             stream.abort()
