@@ -170,3 +170,17 @@ def test_a_limited_source_that_is_lost_ends_the_connection_with_the_given_end(so
     with pytest.raises(Ended) as caught:
         Pump(Pipes(1), Ticker()).run(source, sink, flow, End.TARGET_RESET)
     assert (caught.value.end, caught.value.detail) == (End.TARGET_RESET, "ECONNRESET")
+
+
+def test_the_end_of_a_stream_takes_nothing_of_what_others_may_move(sockets: Sockets) -> None:
+    shaping, pump = Shaping(ByteRate(1 << 20)), Pump(Pipes(1), Ticker())
+    started = time.monotonic()
+    for _ in range(50):
+        source, sender = sockets.pair()
+        sink, _ = sockets.pair()
+        flow = Flow()
+        flow.limit = shaping.join("a", time.monotonic())
+        finish_with(sender, b"ping")
+        pump.run(source, sink, flow, End.CLIENT_RESET)
+        flow.limit.leave(time.monotonic())
+    assert time.monotonic() - started < 0.5
