@@ -55,6 +55,9 @@ def test_a_fixed_target_is_the_same_for_the_whole_range() -> None:
 def test_a_rule_listens_on_each_port_of_its_range(ports: int, expected: list[tuple[int, int]]) -> None:
     rule = Rule("web", Address("::1", 8000), ports, (TARGET,))
     assert list(rule.listens()) == [(Address("::1", port), offset) for port, offset in expected]
+    for port in range(expected[0][0] - 2, expected[0][0] + 5):
+        assert rule.listens_at(Address("::1", port)) == (port in dict(expected))
+        assert not rule.listens_at(Address("127.0.0.1", port))
 
 
 def test_a_rule_that_only_moved_to_another_line_is_the_same() -> None:

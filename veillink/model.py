@@ -285,6 +285,10 @@ class Rule:
         """Where it listens, as ``*:8000-8010``."""
         return f"{self.listen}" + (f"-{self.listen.port + self.ports - 1}" if self.ports > 1 else "")
 
+    def listens_at(self, address: Address) -> bool:
+        """Return whether it listens on an address."""
+        return address.host == self.listen.host and 0 <= address.port - self.listen.port < self.ports
+
     def listens(self) -> Iterator[tuple[Address, int]]:
         """Yield every address the rule listens on, with its offset in the range."""
         for offset in range(self.ports):

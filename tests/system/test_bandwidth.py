@@ -209,6 +209,15 @@ def test_a_reload_changes_the_rate_of_live_connections(hold: Hold) -> None:
     assert len(ends.veillink.access(4)) == 4
 
 
+def test_a_rule_may_have_another_name_by_then(hold: Hold) -> None:
+    ends = hold("download_rate=64K")
+    with streams(ends, 2) as found:
+        change(ends, "download_rate=64K,name=other")
+        change(ends, "name=other")
+        begun = time.monotonic()
+        eventually(lambda: all(stream.bytes(begun, float("inf")) > MIB for stream in found), seconds=2)
+
+
 def test_who_waits_at_a_tiny_rate_is_free_soon_after_it_is_taken_away(hold: Hold) -> None:
     ends = hold("download_rate=1K")
     with streams(ends, 20) as found:

@@ -92,7 +92,7 @@ class Service:
     def begin(self) -> None:
         """Serve from now on: have its connections heed its limits, and wake who waits for them."""
         if self.bandwidth is not None:
-            live = (each for each in self.shared.ledger.live.values() if each.rule == self.rule.name)
+            live = (each for each in self.shared.ledger.live.values() if self.rule.listens_at(each.listen))
             self.bandwidth.change(self.rule.options, self.limiter.among, live, time.monotonic())
         self.limiter.wake()
 
