@@ -19,7 +19,9 @@ BOTH = dataclasses.replace(UP, download_rate=ByteRate(MIB, Per.CLIENT))
 
 
 def connection(host: str = "192.0.2.1") -> Connection:
-    return Connection(1, "web", Address(host, 4711), LISTEN, NOW, cast(Any, None))
+    found = Connection(1, "web", Address(host, 4711), LISTEN, NOW, cast(Any, None))
+    found.connected = NOW
+    return found
 
 
 def limits(of: Connection) -> tuple[ByteLimit | None, ByteLimit | None]:
@@ -60,6 +62,15 @@ def test_connections_that_are_there_heed_a_change_and_keep_their_place() -> None
     assert limits(one)[1] is not None
     bandwidth.change(OFF, 1, [one, two], NOW)
     assert (limits(one), limits(two)) == ((None, None), (None, None))
+
+
+def test_who_is_not_connected_yet_begins_by_itself_as_who_it_is_by_then() -> None:
+    bandwidth, one = Bandwidth(), connection("192.0.2.9")
+    one.connected = None
+    bandwidth.change(BOTH, 1, [one], NOW)
+    assert (bandwidth.on, limits(one)) == (True, (None, None))
+    bandwidth.change(OFF, 1, [one], NOW)
+    assert not bandwidth.on
 
 
 def test_processes_divide_what_is_shared() -> None:

@@ -134,16 +134,31 @@ def test_each_connection_has_a_rate_of_its_own(hold: Hold) -> None:
 
 def test_the_connections_of_a_client_share_its_rate(hold: Hold) -> None:
     ends = hold("download_rate=1M/client,accept_proxy=any")
-    found: list[Stream] = []
-    for host in ("192.0.2.1", "192.0.2.1", "192.0.2.1", "198.51.100.1"):
-        client = ends.connect()
-        client.sendall(f"PROXY TCP4 {host} 192.0.2.9 4711 80\r\n".encode())
-        found.append(Stream(ends.accept(), client))
+    found = [come_through_a_proxy(ends, ends.connect(), host) for host in [*3 * ["192.0.2.1"], "198.51.100.1"]]
     begun = found[-1].begun
     sleep_until(begun + 3.1)
     assert in_all(found[:3], begun + 1, begun + 3) == pytest.approx(2 * MIB, rel=0.05)
     assert in_all(found[3:], begun + 1, begun + 3) == pytest.approx(2 * MIB, rel=0.05)
     for stream in found:
+        stream.stop()
+
+
+def come_through_a_proxy(ends: Ends, client: socket.socket, host: str) -> Stream:
+    client.sendall(f"PROXY TCP4 {host} 192.0.2.9 4711 80\r\n".encode())
+    return Stream(ends.accept(), client)
+
+
+def test_who_is_about_to_come_through_a_proxy_gets_the_rate_of_a_client_and_not_the_proxys(hold: Hold) -> None:
+    ends = hold("accept_proxy=any")
+    before = ends.veillink.fds()
+    waiting = [ends.connect() for _ in range(3)]
+    eventually(lambda: ends.veillink.fds() == before + 3)
+    change(ends, "accept_proxy=any,download_rate=1M/client")
+    found = [come_through_a_proxy(ends, client, f"192.0.2.{number}") for number, client in enumerate(waiting)]
+    begun = found[-1].begun
+    sleep_until(begun + 2.1)
+    for stream in found:
+        assert stream.bytes(begun, begun + 2) == pytest.approx(2 * MIB, rel=0.05)
         stream.stop()
 
 

@@ -1,6 +1,6 @@
 """The rates at which a rule's bytes may move, up and down, from reload to reload.
 
-Rule: a rule without rates has none of it; connections that are there already heed a change of it at once.
+Rule: connections of a rule without rates have nothing of it; those that are there already heed a change at once.
 """
 
 from collections.abc import Iterable, Iterator
@@ -12,9 +12,15 @@ from veillink.stats.ledger import Connection, Flow
 
 
 class Bandwidth:
-    """What limits the bytes of a rule's connections."""
+    """What limits the bytes of a rule's connections.
+
+    ``on``: whether anything does.
+    """
+
+    __slots__ = ("_download", "_upload", "on")
 
     def __init__(self) -> None:
+        self.on = False
         self._upload: Shaping | None = None
         self._download: Shaping | None = None
 
@@ -24,14 +30,16 @@ class Bandwidth:
         Args:
             options: of the rule.
             among: how many processes share its rates.
-            live: the connections that the rule has.
+            live: the connections that the rule has. Who is not connected yet begins by itself, as the client that its
+                PROXY header has named by then.
             now: monotonic seconds.
         """
         upload, download = options.upload_rate.divided(among), options.download_rate.divided(among)
         before = self._upload, self._download
         self._upload, self._download = _changed(self._upload, upload), _changed(self._download, download)
+        self.on = bool(upload or download)
         if before != (self._upload, self._download):
-            for connection in live:
+            for connection in (each for each in live if each.connected is not None):
                 for flow, shaping in self._flows(connection):
                     if shaping is None:
                         _leave(flow, now)

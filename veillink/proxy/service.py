@@ -36,7 +36,7 @@ class Service:
         shared: what it has in common with the others.
         edge: what it asks of who comes, if anything.
         pace: the account of the rate at which it accepts, if that has a limit.
-        bandwidth: the rates at which its bytes may move, if it has or had any.
+        bandwidth: the rates at which its bytes may move.
         probes: of its targets, where it asks for them.
         front: what it does with what clients say first in TLS, if that matters.
         routes: the targets that are for certain names, by these.
@@ -48,7 +48,7 @@ class Service:
     shared: Shared
     edge: Edge | None = None
     pace: Bucket | None = None
-    bandwidth: Bandwidth | None = None
+    bandwidth: Bandwidth = field(default_factory=Bandwidth)
     probes: tuple[Probes, ...] = ()
     front: TlsFront | None = None
     routes: Mapping[tuple[str, ...], Upstream] = field(default_factory=dict)
@@ -69,9 +69,7 @@ class Service:
             )
         edge = build_edge(rule.options, before.edge if before else None, limiter.among)
         pace = (before.pace if before else None) or (Bucket() if rule.options.connection_rate else None)
-        bandwidth = before.bandwidth if before else None
-        if bandwidth is None and (rule.options.upload_rate or rule.options.download_rate):
-            bandwidth = Bandwidth()
+        bandwidth = before.bandwidth if before else Bandwidth()
         front: TlsFront | None = None
         if rule.tls is not None or routes:
             front = TlsFront(rule.tls, rule.options, _by_name(routes, upstream) if routes else None, upstream, shared)
@@ -91,9 +89,8 @@ class Service:
 
     def begin(self) -> None:
         """Serve from now on: have its connections heed its limits, and wake who waits for them."""
-        if self.bandwidth is not None:
-            live = (each for each in self.shared.ledger.live.values() if self.rule.listens_at(each.listen))
-            self.bandwidth.change(self.rule.options, self.limiter.among, live, time.monotonic())
+        mine = (each for each in self.shared.ledger.live.values() if self.rule.listens_at(each.listen))
+        self.bandwidth.change(self.rule.options, self.limiter.among, mine, time.monotonic())
         self.limiter.wake()
 
     def pause(self, now: float) -> float:

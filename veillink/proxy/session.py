@@ -87,7 +87,7 @@ def serve(sock: _socket.socket, peer: Address, listen: Address, binding: Binding
         if service.front is not None and service.front.passes_alpn:
             client = service.front.answer(accepted, connection, hello, target)
         trial = begin_trial(member, upstream, shared.ticker) if member.failing else None
-        if service.bandwidth is not None:
+        if service.bandwidth.on:
             service.bandwidth.begin(connection, time.monotonic())
         Relay(client, target, connection, service.rule.options, shared).run()
         end = End.CLOSED
