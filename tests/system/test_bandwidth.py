@@ -293,6 +293,7 @@ def send_for_ever(sock: socket.socket) -> None:
 def test_what_was_sent_before_a_reset_arrives_at_the_rate_and_then_the_reset(side: Side, hold: Hold) -> None:
     ends = hold("download_rate=8K,upload_rate=8K")
     near, far = ends.pair(side)
+    ask(near, far)  # a target that resets before anybody knows that it is connected has never been
     started = time.monotonic()
     near.sendall(bytes(16 << 10))
     wait_until_delivered(near)
