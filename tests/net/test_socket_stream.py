@@ -3,6 +3,7 @@
 import fcntl
 import sys
 import termios
+import time
 
 import gevent
 import pytest
@@ -36,6 +37,14 @@ def test_what_does_not_fit_into_the_buffer_stays_for_the_next_read(sockets: Sock
     peer.sendall(b"abcdefg")
     peer.close()
     assert [receive(stream, 3) for _ in range(4)] == [b"abc", b"def", b"g", b""]
+
+
+def test_a_stream_knows_how_much_waits_to_be_read(sockets: Sockets) -> None:
+    stream, peer = sockets.pair()
+    assert stream.unread_bytes() == 0
+    peer.sendall(b"prefix, data")
+    assert stream.read_prefix(lambda data: ("", 2) if len(data) == 6 else None, 6, time.monotonic() + 5) == ""
+    assert stream.unread_bytes() == len("efix, data")
 
 
 def test_reading_from_a_reset_connection_is_an_error(sockets: Sockets) -> None:

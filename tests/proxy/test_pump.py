@@ -184,3 +184,21 @@ def test_the_end_of_a_stream_takes_nothing_of_what_others_may_move(sockets: Sock
         pump.run(source, sink, flow, End.CLIENT_RESET)
         flow.limit.leave(time.monotonic())
     assert time.monotonic() - started < 0.5
+
+
+def test_who_has_little_to_say_takes_a_short_turn(sockets: Sockets) -> None:
+    shaping, pump = Shaping(ByteRate(1 << 20)), Pump(Pipes(1), Ticker())
+    pumps, readers = [], []
+    for _ in range(100):
+        source, sender = sockets.pair()
+        sink, reader = sockets.pair()
+        sender.sendall(bytes(2000))
+        flow = Flow()
+        flow.limit = shaping.join("a", time.monotonic())
+        pumps.append(gevent.spawn(pump.run, source, sink, flow, End.CLIENT_RESET))
+        readers.append(reader)
+    started = time.monotonic()
+    for reader in readers:
+        assert reader.recv(2000) == bytes(2000)
+    assert time.monotonic() - started < 0.4
+    gevent.killall(pumps)

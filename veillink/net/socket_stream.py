@@ -193,6 +193,10 @@ class SocketStream:
             _wait(self._reader)
             self._read_dry = False
 
+    def unread_bytes(self) -> int:
+        """Return how many bytes wait here and in the kernel (FIONREAD in tcp(7) and unix(7))."""
+        return len(self._unread) + self._asked(termios.FIONREAD)
+
     def splice_into(self, pipe: Pipe, most: int) -> int:
         """Move waiting bytes into an empty pipe; see ``Spliceable``."""
         pipe.held = os.splice(self._fd, pipe.entry, most, flags=_SPLICE_FLAGS)
@@ -228,14 +232,14 @@ class SocketStream:
         Those that ``send`` has kept or ``splice_from`` still holds count too. TCP: not yet acknowledged; a UNIX socket:
         not yet read (SIOCOUTQ in tcp(7) and unix(7), where it counts the kernel's memory for them).
         """
-        return self._held + len(self._unsent) + self._queued()
+        return self._held + len(self._unsent) + self._asked(termios.TIOCOUTQ)
 
     def bytes_a_reset_would_lose(self) -> int:
         """Return how many bytes ``abort`` would take from the peer: on a UNIX socket none, its own queue has them."""
-        return 0 if self._socket.family == socket.AF_UNIX else self._queued()
+        return 0 if self._socket.family == socket.AF_UNIX else self._asked(termios.TIOCOUTQ)
 
-    def _queued(self) -> int:
-        return int.from_bytes(fcntl.ioctl(self._fd, termios.TIOCOUTQ, b"\0\0\0\0"), sys.byteorder)
+    def _asked(self, request: int) -> int:
+        return int.from_bytes(fcntl.ioctl(self._fd, request, b"\0\0\0\0"), sys.byteorder)
 
     def own_address(self) -> Address:
         """Return the address that the peer has come to."""

@@ -75,6 +75,9 @@ class Stream(Protocol):
     def wait_readable(self) -> None:
         """Wait until there is something to read, or the peer has finished. This greenlet has stopped reading."""
 
+    def unread_bytes(self) -> int:
+        """Return about how many bytes wait to be read."""
+
     @property
     def waits_to_read(self) -> bool:
         """Whether a greenlet waits for something to read, seen from the hub."""

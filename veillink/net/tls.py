@@ -225,6 +225,10 @@ class TlsStream:
         if not self._unread and self._ending is None:
             self._stream.wait_readable()
 
+    def unread_bytes(self) -> int:
+        """Return about how many bytes can be read without waiting; see ``Stream``."""
+        return len(self._unread) or self._stream.unread_bytes()
+
     @property
     def waits_to_read(self) -> bool:
         """Whether a greenlet waits for something to read, seen from the hub."""

@@ -134,13 +134,15 @@ class Pump:
     def _take_turns(self, source: Stream, sink: Stream, flow: Flow, limit: ByteLimit, lost: End) -> bool:
         """Move bytes as a limit allows; return whether the stream goes on, under another limit or none.
 
-        A turn is as long as the last one had use for, and up to twice as long: so bulk streams come to use the same,
-        whatever their windows are, and slow readers do not hold what others could have.
+        A turn is as long as for what waits, or as the last one had use for, and up to twice as long: so bulk streams
+        come to use the same, whatever their windows are, and slow readers do not hold what others could have. With one
+        of 64 KiB for each answer of 2 KB, 20 connections had a quarter of 8M.
         """
-        wanted = _BUFFER_SIZE
+        used = 0
         while flow.limit is limit and not sink.broken:
             source.wait_readable()
-            allowed, until = _wait_for_turn(flow, limit, wanted)
+            wanted = max(1, source.unread_bytes(), 2 * used)
+            allowed, until = _wait_for_turn(flow, limit, min(wanted, PIPE_SIZE))
             used, count = 0, _BUFFER_SIZE
             try:
                 while used < allowed and count >= _BULK and flow.limit is limit and not sink.broken:
@@ -154,7 +156,6 @@ class Pump:
                     used += count
             finally:  # an end has its turn, too: without this, 1M had room for 25 short connections a second
                 limit.give_back(allowed - used)
-            wanted = max(_BUFFER_SIZE, min(PIPE_SIZE, 2 * used))
         return not sink.broken
 
     def _move(self, source: Stream, sink: Stream, flow: Flow, lost: End, most: int) -> int:
