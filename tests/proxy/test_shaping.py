@@ -134,11 +134,16 @@ def test_a_loop_that_was_held_up_is_made_up_for() -> None:
     assert running.bytes(0, 2) == pytest.approx(2 * MIB, rel=0.05)
 
 
-def test_a_pause_of_the_whole_process_is_not() -> None:
-    running = run(ByteRate(MIB), 1, 1)
-    running._due = [(due + 60, number) for due, number in running._due]
-    running.until(62.1)
-    assert running.bytes(60, 62.1) <= (1.1 + 0.6) * MIB
+@pytest.mark.parametrize("connections", [1, 50, 1000])
+@pytest.mark.parametrize("pause", [2.5, 60])
+def test_a_pause_of_the_whole_process_is_not(pause: float, connections: int) -> None:
+    running = run(ByteRate(MIB), connections, 5)
+    end = 5 + pause
+    running._due = sorted((max(due, START + end), number) for due, number in running._due)
+    running.until(end + 3)
+    assert running.bytes(end, end + 0.1) <= (0.1 + 0.6) * MIB
+    assert running.bytes(end, end + 1) <= (1 + 0.6) * MIB
+    assert running.bytes(end + 1, end + 3) == pytest.approx(2 * MIB, rel=0.05)
 
 
 @pytest.mark.parametrize("connections", [1, 50])

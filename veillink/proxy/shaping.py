@@ -145,11 +145,13 @@ class ShapedFlow:
             wanted: the most that is of use, at least 1.
         """
         rate = self._shaping.rate.bytes_per_second
+        if self._reserved and self._start - now <= _EARLY:
+            self.line.waiting -= 1
+            self._late = max(0.0, now - self._start)
+            if self._late > _LATE:  # the process was stopped: what 1,000 had reserved is two seconds' bytes
+                self._reserved = self._late = 0.0
         if not self._reserved:
             self._reserve(now, wanted, rate)
-        elif self._start - now <= _EARLY:
-            self.line.waiting -= 1
-            self._late = min(_LATE, max(0.0, now - self._start))
         if self._start - now > _EARLY:
             return 0, self._start - now
         allowed, seconds = max(1, round(self._reserved * rate)), self._reserved
