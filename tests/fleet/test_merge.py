@@ -26,10 +26,15 @@ def account(ended: int, live: int, moved: int) -> Any:
     return ledger.snapshot(["web"])["web"]
 
 
+def target(live: int = 0) -> Any:
+    """Return the state of a target."""
+    return {"target": "db:1", "send_proxy": "v2", "up": True, "active": live}
+
+
 def state(ended: int = 0, live: int = 0, moved: int = 0, **different: Any) -> Any:
     """Return what a process shows."""
-    rule = {"name": "web", "listen": "80", "listener_up": True, **account(ended, live, moved)}
-    rule |= {"targets": [{"target": "db:1", "up": True, "active": live}]} | different.pop("rule", {})
+    rule = {"name": "web", "listen": "80", "listener_up": True, "options": {"deny": "::1"}}
+    rule |= account(ended, live, moved) | {"targets": [target(live)]} | different.pop("rule", {})
     return {
         "version": "1",
         "phase": "running",
@@ -58,7 +63,8 @@ def test_two_add_up() -> None:
     assert rule["ends"] == {"closed": 3}
     assert rule["duration_seconds"]["counts"][-1] == 3
     assert rule["duration_seconds"]["sum"] == 9.0
-    assert rule["targets"] == [{"target": "db:1", "up": True, "active": 4}]
+    assert rule["targets"] == [target(4)]
+    assert rule["options"] == {"deny": "::1"}
     assert both["totals"]["connections"] == 7
     assert both["limits"] == {"connections": 20, "descriptors": 64}
     assert both["rates"] == {"connections_per_second": 3.0}
@@ -73,7 +79,7 @@ def test_two_add_up() -> None:
 
 @pytest.mark.parametrize("bad_one", [0, 1])
 def test_what_is_down_for_one_is_down(bad_one: int) -> None:
-    bad = state(rule={"listener_up": False, "targets": [{"target": "db:1", "up": False, "active": 0}]})
+    bad = state(rule={"listener_up": False, "targets": [target() | {"up": False}]})
     both = [state(), state()]
     both[bad_one] = bad
     (rule,) = merge_states(both, None)["rules"]
@@ -98,7 +104,7 @@ def test_rows_that_one_does_not_run_are_shown(first: bool) -> None:
 
 def test_rules_and_targets_that_only_one_has_are_shown() -> None:
     other = state(rule={"name": "db", "targets": []})
-    more = state(rule={"targets": [{"target": "db:2", "up": True, "active": 0}]})
+    more = state(rule={"targets": [target() | {"target": "db:2"}]})
     web, db = merge_states([state(), other, more], None)["rules"]
     assert [web["name"], db["name"]] == ["web", "db"]
     assert [target["target"] for target in web["targets"]] == ["db:1", "db:2"]
@@ -113,7 +119,7 @@ def test_the_dead_leave_what_they_have_counted_and_nothing_live() -> None:
     assert (whole["totals"]["active"], whole["totals"]["connections"]) == (1, 9)
     assert whole["process"]["process_cpu_seconds_total"] == 6.0
     assert whole["process"]["process_open_fds"] == 7.0
-    assert rule["targets"] == [{"target": "db:1", "up": True, "active": 1}]
+    assert rule["targets"] == [target(1)]
 
 
 def test_a_rule_that_only_the_dead_had_is_not_shown() -> None:

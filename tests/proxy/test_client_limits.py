@@ -180,6 +180,26 @@ def test_a_rate_that_is_off_for_a_while_begins_anew_and_the_same_one_again_chang
     assert len(limits) == 0
 
 
+rates = st.builds(Rate, st.integers(1, 50), st.sampled_from([1, 60]), st.integers(0, 20))
+
+
+@given(st.lists(st.tuples(rates, st.integers(1, 30), st.floats(0, 3)), min_size=1, max_size=6))
+def test_whatever_the_rate_was_a_client_gets_no_more_than_the_one_of_now_gives_and_all_of_it(
+    forms: list[tuple[Rate, int, float]],
+) -> None:
+    limits, now = ClientLimits(0, Rate()), LATE
+    for rate, tries, pause in forms:
+        limits.change(0, rate, now)
+        began, served = now, 0
+        for _ in range(tries):
+            served += limits.admit("a", now) is not None
+            assert served <= rate.room + (now - began) * rate.per_second + 0.1
+            now += pause
+    now += rate.room / rate.per_second
+    for _ in range(int(rate.room)):
+        come(limits, now)
+
+
 @given(st.lists(st.tuples(st.sampled_from("abcde"), st.booleans(), st.floats(0, 2)), max_size=60), st.integers(0, 3))
 def test_nobody_ever_has_more_than_the_limit_and_all_is_forgotten(
     tries: list[tuple[str, bool, float]], most: int

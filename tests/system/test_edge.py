@@ -3,7 +3,6 @@
 import contextlib
 import os
 import random
-import shutil
 import signal
 import socket
 import subprocess
@@ -16,12 +15,14 @@ from pathlib import Path
 
 import pytest
 
+from tools.bench.installed import stream_module
 from veillink.model import Address
 from veillink.net.proxy_protocol import encode
 
 from .conftest import Hold, Serve, Start
 from .ends import Ends, frozen
 from .harness import HOST, VeilLink, echo, eventually, exchange, free_port, listens, read_to_eof
+from .test_programs import program
 
 CLIENT, BALANCER = Address("198.51.100.7", 4711), Address("203.0.113.1", 443)
 HEADERS = {"v1": encode(1, CLIENT, BALANCER), "v2": encode(2, CLIENT, BALANCER)}
@@ -239,19 +240,43 @@ http {{
 """
 
 
+NGINX_STREAM = """
+{module} daemon off; error_log stderr; pid {folder}/pid; events {{ }}
+stream {{ server {{ listen {host}:{port}; proxy_pass {host}:{target}; proxy_protocol on; }} }}
+"""
+
+
+@contextlib.contextmanager
+def running_nginx(folder: Path, conf: str, **values: object) -> Iterator[int]:
+    """An nginx with this configuration, for as long as it is needed; yields its port."""
+    port = free_port()
+    file = folder / "nginx.conf"
+    file.write_text(conf.format(folder=folder, host=HOST, port=port, **values))
+    os.chmod(folder, 0o755)  # noqa: PTH101
+    with subprocess.Popen([program("nginx", "nginx"), "-c", file, "-p", folder], stderr=subprocess.DEVNULL) as it:
+        try:
+            eventually(lambda: listens(port))
+            yield port
+        finally:
+            it.terminate()
+
+
 @pytest.fixture
 def nginx(tmp_path: Path) -> Iterator[int]:
     """Run an nginx that wants a PROXY header and answers with the client that it names; return its port."""
-    port = free_port()
-    conf = tmp_path / "nginx.conf"
-    conf.write_text(NGINX.format(folder=tmp_path, host=HOST, port=port))
-    os.chmod(tmp_path, 0o755)  # noqa: PTH101
-    with subprocess.Popen(
-        [shutil.which("nginx") or "nginx", "-c", conf, "-p", tmp_path], stderr=subprocess.DEVNULL
-    ) as it:
-        eventually(lambda: listens(port))
+    with running_nginx(tmp_path, NGINX) as port:
         yield port
-        it.terminate()
+
+
+@pytest.mark.skipif(stream_module() is None and "CI" not in os.environ, reason="needs libnginx-mod-stream (Debian)")
+def test_behind_nginx_the_client_is_the_one_that_it_had(start: Start, backend: Serve, tmp_path: Path) -> None:
+    veillink = start(f"{HOST}:{{port}},{HOST},{backend(echo).port},accept_proxy={HOST}\n")
+    with running_nginx(tmp_path, NGINX_STREAM, module=stream_module(), target=veillink.port) as port:
+        with veillink.connect(port) as client:
+            exchange(client, random.Random(1).randbytes(100_000))
+            name = "{}:{}".format(*client.getsockname())
+        (line,) = veillink.access()
+    assert (line["client"], line["bytes_in"], line["end"]) == (name, 100_000, "closed")
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
@@ -419,7 +444,7 @@ def test_a_list_of_a_hundred_thousand_networks_changes_and_nobody_waits_for_it(
     veillink.first_fds += 1
     stalls = []
     with veillink.connect() as probe:
-        for seed in (1, 2, 3):
+        for seed in range(1, 6):
             write_many(many, seed)
             slowest = 0.0
             while len(veillink.logged("^reloaded$")) < seed:
@@ -428,10 +453,10 @@ def test_a_list_of_a_hundred_thousand_networks_changes_and_nobody_waits_for_it(
                 slowest = max(slowest, time.monotonic() - began)
             stalls.append(slowest)
         print("longest exchange, in ms:", [f"{stall * 1e3:.0f}" for stall in stalls])
-        # a machine that is busy with other things stalls some of the changes, a loop that is held up stalls each: 220
-        assert min(stalls) < 0.1
+        # a machine that is busy with other things stalls some of the changes, a loop that is held up stalls each: 170
+        assert min(stalls) < 0.12
         cpu = veillink.cpu()
-        for count in range(4, 9):
+        for count in range(6, 11):
             veillink.send(signal.SIGHUP)
             eventually(lambda count=count: len(veillink.logged("^reloaded$")) == count)  # type: ignore[misc]
         assert veillink.cpu() - cpu < 0.5  # five times 0.5 s when it was read and built each time
