@@ -30,6 +30,7 @@ class Row(NamedTuple):
     ports: int
     target: Target
     given: dict[str, Given]  # the options of the rule
+    own: dict[str, Given]  # those of the target
 
 
 # A listener takes its ports under some hosts, and must not find them taken under some others: each conflict is found
@@ -45,21 +46,31 @@ class Group:
     """The rows of one rule, by target, and the options they agree on."""
 
     first: Row
-    rows: dict[tuple[Address, bool], Row] = field(default_factory=dict)
+    rows: dict[tuple[Address, bool, tuple[str, ...]], Row] = field(default_factory=dict)
     given: dict[str, Given] = field(default_factory=dict)
+    routes: dict[str, Row] = field(default_factory=dict)  # by name
 
     def add(self, row: Row) -> None:
         """Add a row, unless it contradicts those before it."""
-        key = (row.target.address, row.target.fixed)
+        target = row.target
+        key = (target.address, target.fixed, target.sni)
         if key in self.rows:
             row.line.fault(2, f"the same target as in line {self.rows[key].line.number}")
         for name, mine in row.given.items():
             other = self.given.get(name, mine)
             if other.value != mine.value:
                 row.line.fault(mine.column, f"{name} is not the same as in line {other.line}")
+        name = next((name for name in target.sni if self.routes.get(name, row).target.sni != target.sni), "")
+        if name:
+            other_line = self.routes[name].line.number
+            row.line.fault(
+                row.own["sni"].column,
+                f"{name} has a route in line {other_line} already: rows of one route have all names in common",
+            )
         if row.line.good:
             self.rows[key] = row
             self.given = row.given | self.given
+            self.routes.update(dict.fromkeys(target.sni, row))
 
 
 _Taken = dict[str, dict[int, Group]]  # by host and port

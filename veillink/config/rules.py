@@ -8,6 +8,7 @@ from dataclasses import replace
 from difflib import get_close_matches
 from typing import NamedTuple
 
+from veillink.config.combinations import refuse_combinations
 from veillink.config.conflicts import Given, Group, Row, gather, refuse_loops, refuse_names, standing
 from veillink.config.options import OPTIONS
 from veillink.config.rows import COMMA, MAX_PROBLEMS, Line, Notice, Problem, Remarks, Rows, is_header
@@ -80,9 +81,10 @@ def _row(line: Line, cells: list[str], columns: dict[int, str]) -> Row | None:
         line.fault(3, f"range {quoted(cells[2])} has {len(ports)} ports, but listen has {listen[1]}")
     if not (line.good and listen and host and ports):
         return None
-    of_target = {name: given.pop(name).value for name in list(given) if _OPTION[name].scope == "target"}
-    target = Target(Address(host, ports.start), fixed=len(ports) < listen[1], **of_target)
-    return Row(line, cells[0], *listen, target, given)
+    own = {name: given.pop(name) for name in list(given) if _OPTION[name].scope == "target"}
+    values = {name: option.value for name, option in own.items()}
+    target = Target(Address(host, ports.start), fixed=len(ports) < listen[1], **values)
+    return Row(line, cells[0], *listen, target, given, own)
 
 
 def _rows(data: bytes, remarks: Remarks) -> Iterator[Row]:
@@ -99,12 +101,6 @@ def _rows(data: bytes, remarks: Remarks) -> Iterator[Row]:
             line.fault(len(cells), f"a row begins with three cells: listen,host,port{between}")
         elif row := _row(line, cells, columns):
             yield row
-
-
-# --- rows together ---------------------------------------------------------------------------------------------------
-
-
-# --- loops -----------------------------------------------------------------------------------------------------------
 
 
 # --- all of it -------------------------------------------------------------------------------------------------------
@@ -145,6 +141,7 @@ def parse(data: bytes, defaults: RuleOptions = _DEFAULTS, source: str = "") -> P
     """
     remarks = Remarks()
     groups, taken = gather(_rows(data, remarks))
+    refuse_combinations(groups)
     refuse_loops(groups, taken)
     refuse_names(groups)
     problems = remarks.problems
