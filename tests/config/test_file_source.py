@@ -11,6 +11,7 @@ import gevent
 import pytest
 
 from tests.sockets import eventually, open_files
+from tests.tls import authority, certificate
 from veillink.config import file_source, schedule
 from veillink.config.file_source import FileSource, read
 from veillink.config.files import Signature, read_regular, signature
@@ -95,6 +96,7 @@ def file_system(hub: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileSyst
 class Watched:
     def __init__(self, path: Path) -> None:
         self.said: list[str] = []
+        self.problems: list[str] = []
         self.read: list[list[str]] = []
         self.found = Parsed()
         self.source = FileSource(str(path), DEFAULT)
@@ -102,6 +104,7 @@ class Watched:
 
     def on_read(self, found: Parsed) -> None:
         self.found = found
+        self.problems += [problem.at("rules.csv") for problem in found.problems]
         self.read.append([rule.name for rule in found.rules.rules])
 
     def say(self, level: str, message: str, **fields: Any) -> None:
@@ -214,3 +217,111 @@ def test_what_breaks_while_it_is_read_is_told_and_tried_again(
     watched.source.refresh_soon()
     eventually(lambda: watched.read[1:] == [[], ["8080"]])
     assert watched.said == ["unforeseen error"]
+
+
+# --- what the rules name -------------------------------------------------------------------------------------------
+
+
+def put(path: Path, content: bytes) -> None:
+    part = path.with_name("part")
+    part.write_bytes(content)
+    part.rename(path)
+
+
+def names(watched: Watched) -> tuple[str, ...]:
+    (rule,) = watched.found.rules.rules or (None,)
+    return rule.tls.certificates[0].names if rule and rule.tls else ()
+
+
+@pytest.fixture
+def renewed(watched: Watched, tmp_path: Path) -> Watched:
+    """A rule with a certificate that certbot has renewed once."""
+    for number in (1, 2):
+        leaf = authority("ours").issue_cert(f"{number}.example")
+        (tmp_path / f"archive{number}").mkdir()
+        (tmp_path / f"archive{number}" / "cert.pem").write_bytes(b"".join(p.bytes() for p in leaf.cert_chain_pems))
+        (tmp_path / f"archive{number}" / "key.pem").write_bytes(leaf.private_key_pem.bytes())
+    for name in ("cert", "key"):
+        (tmp_path / f"{name}.pem").symlink_to(f"archive1/{name}.pem")
+    (tmp_path / "rules.csv").write_text("8080,host,80,tls=cert.pem,tls_key=key.pem")
+    eventually(lambda: names(watched) == ("1.example",))
+    return watched
+
+
+def relink(folder: Path, name: str, to: str) -> None:
+    (folder / "link").symlink_to(to)
+    (folder / "link").rename(folder / name)
+
+
+def test_links_to_a_renewed_pair_are_followed(renewed: Watched, tmp_path: Path) -> None:
+    for name in ("cert", "key"):
+        relink(tmp_path, f"{name}.pem", f"archive2/{name}.pem")
+    eventually(lambda: names(renewed) == ("2.example",))
+    assert renewed.problems == []
+
+
+def test_a_swapped_folder_is_followed(watched: Watched, tmp_path: Path) -> None:
+    for version in ("1", "2"):
+        (tmp_path / version).mkdir()
+        leaf = authority("ours").issue_cert(f"{version}.example")
+        (tmp_path / version / "tls.pem").write_bytes(leaf.private_key_and_cert_chain_pem.bytes())
+    (tmp_path / "..data").symlink_to("1")
+    (tmp_path / "tls.pem").symlink_to("..data/tls.pem")
+    (tmp_path / "rules.csv").write_text("8080,host,80,tls=tls.pem")
+    eventually(lambda: names(watched) == ("1.example",))
+    relink(tmp_path, "..data", "2")
+    eventually(lambda: names(watched) == ("2.example",))
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[Parsed]:
+    """What was read, also what was not told."""
+    found: list[Parsed] = []
+
+    def counted(*arguments: Any) -> Parsed:
+        found.append(read(*arguments))
+        return found[-1]
+
+    monkeypatch.setattr(file_source, "read", counted)
+    return found
+
+
+def test_a_pair_that_does_not_fit_for_a_moment_is_not_told(
+    renewed: Watched, reads: list[Parsed], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedule, "_LASTED", 60.0)
+    relink(tmp_path, "cert.pem", "archive2/cert.pem")
+    eventually(lambda: reads)
+    assert [problem.file for problem in reads[0].problems] == ["key.pem"]
+    relink(tmp_path, "key.pem", "archive2/key.pem")
+    eventually(lambda: names(renewed) == ("2.example",))
+    assert renewed.problems == []
+
+
+def test_a_pair_that_does_not_fit_is_told_once_when_that_has_lasted(
+    renewed: Watched, reads: list[Parsed], tmp_path: Path
+) -> None:
+    relink(tmp_path, "cert.pem", "archive2/cert.pem")
+    eventually(lambda: renewed.problems)
+    gevent.sleep(0.7)
+    assert renewed.problems == ["key.pem: the private key is of another certificate"]
+    assert len(reads) == 2
+
+
+def test_what_changes_while_it_is_read_is_read_again(
+    watched: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    eventually(lambda: watched.read)
+    put(tmp_path / "a.pem", certificate("a.example").private_key_and_cert_chain_pem.bytes())
+    later = [certificate("b.example").private_key_and_cert_chain_pem.bytes()]
+
+    def slow(*arguments: Any) -> Parsed:
+        found = read(*arguments)
+        if later:
+            put(tmp_path / "a.pem", later.pop())
+        return found
+
+    monkeypatch.setattr(file_source, "read", slow)
+    (tmp_path / "rules.csv").write_text("8080,host,80,tls=a.pem")
+    eventually(lambda: names(watched) == ("a.example",))
+    eventually(lambda: names(watched) == ("b.example",))

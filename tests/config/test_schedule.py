@@ -69,6 +69,18 @@ def test_what_was_not_to_be_had_is_read_once_more_later(watch: bool) -> None:
     assert [now for now in range(10, 30) if file.due(None, now)] == [15]
 
 
+def test_what_may_be_half_of_a_change_is_read_once_more_or_when_the_other_half_comes() -> None:
+    def due_at(schedule: Schedule, seen: dict[float, int]) -> list[float]:
+        return [now / 4 for now in range(40, 80) if schedule.due(seen.get(now / 4, max(seen.values())), now / 4)]
+
+    alone = Schedule(1, watch=True)
+    alone.confirm(10)
+    assert due_at(alone, {10.0: 1}) == [11]
+    followed = Schedule(1, watch=True)
+    followed.confirm(10)
+    assert due_at(followed, {10.0: 1, 10.25: 1, 10.5: 2}) == [11]  # half a second after the change, and never again
+
+
 def test_another_file_at_its_path_is_a_change(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).write_text("same")

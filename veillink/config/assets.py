@@ -43,6 +43,8 @@ class Assets:
     """
 
     def __init__(self) -> None:
+        self.seen: dict[str, Signature] = {}
+        """What was at the path of each file just before it was read last."""
         self._known: dict[str, _List] = {}
         self._credentials = Credentials()
 
@@ -53,17 +55,18 @@ class Assets:
             found: as the rules' file says it.
             path: of the rules' file, always the same; the names are relative to its folder.
         """
-        folder = Path(path).parent
+        folder, names = Path(path).parent, names_of(found.rules)
+        self.seen = {name: signature(str(folder / name)) for name in names}
         named = sorted({name for rule in found.rules.rules for name in _lists_of(rule)})
         lists = self._known = {name: self._list(name, str(folder / name)) for name in named}
         good = {name: each.ranges for name, each in lists.items() if not each.problems}
-        able, unfit = self._credentials.fill(found.rules.rules, folder)
+        able, unfit = self._credentials.fill(found.rules.rules, folder, self.seen)
         rules = tuple(_filled(rule, good) for rule in able if _lists_of(rule) <= good.keys())
-        problems = [*found.problems, *(problem for each in lists.values() for problem in each.problems), *unfit]
-        return found._replace(rules=RuleSet(rules, names_of(found.rules)), problems=tuple(problems))
+        problems = (*found.problems, *(problem for each in lists.values() for problem in each.problems), *unfit)
+        return found._replace(rules=RuleSet(rules, names), problems=problems)
 
     def _list(self, name: str, path: str) -> _List:
-        known, seen = self._known.get(name), signature(path)
+        known, seen = self._known.get(name), self.seen[name]
         if known is not None and seen is not None and known.seen == seen:
             return known
         try:

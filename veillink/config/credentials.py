@@ -4,7 +4,7 @@ Rule: what is made of the same settings and bytes is one: 9,000 rules with one c
 reload without a change makes none.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from itertools import zip_longest
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from veillink.config.contexts import MOST, ContextError, client_context, server_context
-from veillink.config.files import Signature, anybody_may_read, read_regular, signature
+from veillink.config.files import Signature, anybody_may_read, read_regular
 from veillink.config.rows import Problem
 from veillink.credentials import Certificate, ClientTls, ServerTls, TargetTls
 from veillink.model import Address, Rule, RuleOptions, Target
@@ -50,14 +50,17 @@ class Credentials:
         self._files: dict[str, _File] = {}
         self._contexts: dict[bytes, _Made] = {}
 
-    def fill(self, rules: Iterable[Rule], folder: Path) -> tuple[list[Rule], tuple[Problem, ...]]:
+    def fill(
+        self, rules: Iterable[Rule], folder: Path, seen: Mapping[str, Signature]
+    ) -> tuple[list[Rule], tuple[Problem, ...]]:
         """Return the rules that can speak as they should, with what they need for it, and what is wrong with files.
 
         Args:
             rules: as the rules' file says it.
             folder: where that is; names are relative to it.
+            seen: what is at the path of each file.
         """
-        making = _Making(folder, self._files, self._contexts)
+        making = _Making(folder, seen, self._files, self._contexts)
         filled = [new for rule in rules if (new := making.filled(rule)) is not None]
         self._files, self._contexts = making.files, making.contexts
         return filled, tuple(sorted(making.problems.values(), key=lambda problem: problem.file))
@@ -68,6 +71,7 @@ class _Making:
     """One time that all of it is made, or found among what there was."""
 
     folder: Path
+    seen: Mapping[str, Signature]
     old_files: dict[str, _File]
     old_contexts: dict[bytes, _Made]
     files: dict[str, _File] = field(default_factory=dict)
@@ -161,7 +165,7 @@ class _Making:
         """Return a file as it is now, read anew only if it has been written since."""
         if name in self.files or name in self.problems:
             return self.files.get(name)
-        known, seen = self.old_files.get(name), signature(path)
+        known, seen = self.old_files.get(name), self.seen[name]
         if known is None or seen is None or known.seen != seen:
             try:
                 data = read_regular(path, MOST + 1)

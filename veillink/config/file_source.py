@@ -49,7 +49,8 @@ class FileSource:
         self._path = path
         self._defaults = defaults
         self._assets = Assets()
-        self._lists: tuple[str, ...] = ()
+        self._named: tuple[str, ...] = ()
+        self._unsettled = False
         self._wake = Event()
         self._follower: gevent.Greenlet[..., None] | None = None
 
@@ -105,24 +106,35 @@ class FileSource:
             return _unreadable(error)
 
     def _read_first(self) -> Parsed:
-        self._schedule.begin_from(self._look())
-        return self._read()
+        seen = self._look()
+        self._schedule.begin_from(seen)
+        return self._read(seen)
 
     def _read_if_due(self) -> Parsed | None:
-        return self._read() if self._schedule.due(self._look(), time.monotonic()) else None
-
-    def _read(self) -> Parsed:
-        found = self._in_thread(read, self._path, self._defaults, self._assets)
-        names = found.rules.files or (self._lists if found.problems else ())
-        if names != self._lists:
-            self._lists = names
-            self._schedule.begin_from(self._look())
+        seen = self._look()
+        if not self._schedule.due(seen, time.monotonic()):
+            return None
+        found = self._read(seen)
+        # What is wrong in a file that rules name is said when it has lasted: a new certificate may come before its key.
+        self._unsettled = not self._unsettled and any(problem.file for problem in found.problems)
+        if self._unsettled:
+            self._schedule.confirm(time.monotonic())
+            return None
         return found
 
-    def _look(self) -> Signature:
-        """Return what is at the path, and at those of the lists that its rules name."""
+    def _read(self, seen: tuple[Signature, ...]) -> Parsed:
+        """Read all of it; ``seen`` was at the paths before."""
+        found = self._in_thread(read, self._path, self._defaults, self._assets)
+        names = found.rules.files or (self._named if found.problems else ())
+        if names != self._named:
+            self._named = names
+            self._schedule.begin_from((seen[0], *(self._assets.seen[name] for name in names)))
+        return found
+
+    def _look(self) -> tuple[Signature, ...]:
+        """Return what is at the path, and at those of the files that its rules name."""
         folder = Path(self._path).parent
-        paths = [self._path, *(str(folder / name) for name in self._lists)]
+        paths = [self._path, *(str(folder / name) for name in self._named)]
         return self._in_thread(_signatures, paths)
 
     def _in_thread(self, function: Callable[..., _T], *arguments: object) -> _T:
@@ -173,8 +185,8 @@ def _may_pass(error: Exception) -> bool:
     return not (isinstance(error, ValueError) or (isinstance(error, OSError) and error.errno in _LASTING))
 
 
-def _signatures(paths: Sequence[str]) -> Signature:
-    return sum((signature(path) or (0,) for path in paths), ())
+def _signatures(paths: Sequence[str]) -> tuple[Signature, ...]:
+    return tuple(map(signature, paths))
 
 
 def _caught(function: Callable[..., Any], arguments: tuple[object, ...]) -> Any:

@@ -12,6 +12,8 @@ _WATCHED_STILL: Final = 0.5
 _ASKED_LONGEST: Final = 1.0
 # After how many seconds it is tried again, when it was the system that failed.
 _AGAIN: Final = 5.0
+# After how many seconds it is read once more to see whether what was wrong has lasted.
+_LASTED: Final = 1.0
 
 
 class Schedule:
@@ -40,6 +42,10 @@ class Schedule:
     def retry_later(self, now: float) -> None:
         """Read it once more, later: it could not be read, or not be applied, and not for what is in it."""
         self._again = now + _AGAIN
+
+    def confirm(self, now: float) -> None:
+        """Read it once more in a moment: what was read may be half of a change."""
+        self._again = now + _LASTED
 
     def begin_from(self, seen: object) -> None:
         """Take this for what was read: the file has named others, which are looked at from now on."""
