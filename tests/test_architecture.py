@@ -35,7 +35,7 @@ def test_nothing_is_monkey_patched(path: Path) -> None:
 
 def test_each_module_has_its_test_file() -> None:
     """The entry points are run by the tests in ``tests/system``; ``shared`` and ``snapshot`` are names and types."""
-    without = {"__main__.py", "workers.py", "settings.py", "credentials.py", "proxy/shared.py", "stats/snapshot.py"}
+    without = {"__main__.py", "workers.py", "settings.py", "proxy/shared.py", "stats/snapshot.py"}
     modules = {path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"}
     tests = Path(__file__).parent
     missing = {str(path) for path in modules if not (tests / path.with_name(f"test_{path.name}")).is_file()}

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from veillink.settings import Settings
 
 from .sockets import Sockets, address_of, eventually
 from .system.harness import HOST, free_port
+from .tls import authority, certificate
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +93,34 @@ def test_check_shows_every_problem_and_ends_with_1(rules_file: Path, capfd: pyte
     assert out[0] == "8080: *:8080 -> db:5432"
     assert [line.split(" ")[0] for line in out[1:3]] == [f"{rules_file}:2:3:", f"{rules_file}:3:2:"]
     assert out[3] == f"{rules_file}: 1 rules, 2 problems"
+
+
+def test_check_shows_the_certificates_and_what_is_wrong_with_their_files(
+    rules_file: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ends = datetime(2020, 1, 31, 12, tzinfo=UTC)
+    old = authority("ours").issue_cert("old.example", not_after=ends)
+    for name, leaf in (("a.pem", certificate("a.example", "*.b.example")), ("old.pem", old)):
+        (rules_file.parent / name).write_bytes(leaf.private_key_and_cert_chain_pem.bytes())
+        (rules_file.parent / name).chmod(0o600)
+    (rules_file.parent / "bad.pem").write_bytes(b"")
+    rules_file.write_text(
+        "443,db,1,tls=a.pem\n444,db,1,tls=a.pem,target_tls=insecure,target_cert=old.pem\n445,db,1,tls=bad.pem\n"
+    )
+    assert main(["--check", f"--config={rules_file}"]) == 1
+    out = capfd.readouterr().out.splitlines()
+    assert out[:2] == [
+        "443: *:443 -> db:1 tls=a.pem",
+        "444: *:444 -> db:1 target_tls=insecure target_cert=old.pem tls=a.pem",
+    ]
+    assert out[2].startswith("a.pem: for a.example *.b.example, issued by trustme")
+    assert out[3].startswith("old.pem: for old.example, issued by trustme")
+    assert out[3].endswith(", until 2020-01-31")
+    assert out[4:] == [
+        "old.pem: warning: expired on 2020-01-31",
+        "bad.pem: holds no certificate",
+        f"{rules_file}: 2 rules, 1 problems",
+    ]
 
 
 def test_check_of_a_file_that_is_not_there_is_a_problem(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from veillink.credentials import Certificate, ClientTls, ServerTls
 from veillink.model import Address, End, Ended, Rule, RuleOptions, RuleSet, Target
 
 TARGET = Target(Address("db", 5432))
@@ -104,3 +105,15 @@ def test_an_ending_carries_its_reason() -> None:
 @pytest.mark.parametrize("end", End)
 def test_an_end_is_one_lower_case_word_wherever_it_is_written(end: End) -> None:
     assert f"{end}" == str(end) == end.value == end.name.lower()
+
+
+def test_the_certificates_of_rules_are_told_once() -> None:
+    one, two, three = (Certificate(name) for name in ("a", "b", "c"))
+    target = Target(Address("h", 1), tls=ClientTls(b"", certificate=three))
+    rules = RuleSet(
+        (
+            Rule("x", Address("", 1), 1, (Target(Address("h", 1)),), tls=ServerTls(b"", (one, two))),
+            Rule("y", Address("", 2), 1, (target, target), tls=ServerTls(b"", (one,))),
+        )
+    )
+    assert rules.certificates == (one, two, three)

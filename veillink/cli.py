@@ -3,9 +3,10 @@
 import json
 import os
 import sys
+import time
 from collections.abc import Sequence
 
-from veillink.config.describe import describe
+from veillink.config.describe import describe, describe_certificate
 from veillink.config.settings import admin_settings, defaults, parser, settings, unknown_variables
 from veillink.config.source import open_source
 from veillink.daemon.process import run
@@ -73,7 +74,9 @@ def _run(settings: Settings) -> int:
 def _check(path: str, defaults: RuleOptions) -> int:
     rules, problems, notices, _ = open_source(path, defaults).load()
     lines = [notice.at(path) for notice in notices]
-    lines += [describe(rule) for rule in rules.rules] + [problem.at(path) for problem in problems]
+    lines += map(describe, rules.rules)
+    lines += [line for each in rules.certificates for line in describe_certificate(each, time.time())]
+    lines += [problem.at(path) for problem in problems]
     written = _write_stdout([*lines, f"{printable(path)}: {len(rules.rules)} rules, {len(problems)} problems"])
     return 0 if written and not problems else 1
 

@@ -5,6 +5,7 @@ in what they show.
 """
 
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
@@ -37,6 +38,27 @@ class Certificate:
     not_after: float = 0.0
     doubts: tuple[str, ...] = ()
 
+    @property
+    def until(self) -> str:
+        """The day that it ends, in UTC, or nothing where that could not be read."""
+        return _day(self.not_after) if self.not_after else ""
+
+    def warnings(self, now: float) -> tuple[str, ...]:
+        """Return why some peers refuse it, or somebody could steal its key.
+
+        Args:
+            now: Unix seconds.
+        """
+        if self.not_after and self.not_after < now:
+            return (f"expired on {self.until}", *self.doubts)
+        if self.not_before > now:
+            return (f"not valid before {_day(self.not_before)}", *self.doubts)
+        return self.doubts
+
+
+def _day(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).date().isoformat()
+
 
 @dataclass(frozen=True, slots=True)
 class ServerTls:
@@ -61,7 +83,8 @@ class ClientTls:
 
     Args:
         digest: of the settings and the files.
-        name: that it is asked for, and has to prove where that is verified; nothing: its host.
+        name: that it is asked for, and has to prove where that is verified: its host, if the row says no other;
+            nothing: it is asked for none.
         certificate: our own, if it has one.
         context: an ``ssl.SSLContext``.
     """

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, NamedTuple
 
-from veillink.credentials import ClientTls, ServerTls, TargetTls
+from veillink.credentials import Certificate, ClientTls, ServerTls, TargetTls
 from veillink.limits import ByteRate, Networks, Rate
 
 
@@ -281,6 +281,15 @@ class Rule:
         return self.listen, self.ports
 
     @property
+    def certificates(self) -> Iterator[Certificate]:
+        """The certificates that it shows to clients and to targets."""
+        if self.tls is not None:
+            yield from self.tls.certificates
+        for target in self.targets:
+            if target.tls is not None and target.tls.certificate is not None:
+                yield target.tls.certificate
+
+    @property
     def shown_listen(self) -> str:
         """Where it listens, as ``*:8000-8010``."""
         return f"{self.listen}" + (f"-{self.listen.port + self.ports - 1}" if self.ports > 1 else "")
@@ -323,6 +332,11 @@ class RuleSet:
 
     rules: tuple[Rule, ...] = ()
     files: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def certificates(self) -> tuple[Certificate, ...]:
+        """The certificates of all of them, each once."""
+        return tuple(dict.fromkeys(each for rule in self.rules for each in rule.certificates))
 
     def diff(self, new: "RuleSet", paced: Callable[[Iterable[Rule]], Iterable[Rule]] = iter) -> Diff:
         """Return how a newer set differs, each part in its own set's order.

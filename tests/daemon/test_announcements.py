@@ -8,7 +8,8 @@ import pytest
 from gevent import socket
 
 from tests.daemon.life import Live, row, send, settings_of, talk
-from tests.sockets import Journal, Sockets, address_of
+from tests.sockets import Journal, Sockets, address_of, eventually
+from tests.tls import certificate
 from veillink import log
 from veillink.config.rows import Notice, Problem
 from veillink.config.rules import Parsed
@@ -49,6 +50,24 @@ def test_what_is_to_be_said_of_the_options_is_said_at_the_start(
     live(row(port, backend), warnings=("VEILLINK_COLOUR is no option",)).ready()
     (said,) = journal.lines("VEILLINK_COLOUR")
     assert said["level"] == "warning"
+
+
+def test_what_is_wrong_with_a_certificate_is_said_when_it_is_loaded(
+    live: Live, port: int, backend: socket.socket, journal: Journal, tmp_path: Path
+) -> None:
+    pem = tmp_path / "a.pem"
+    pem.write_bytes(certificate("a.example").private_key_and_cert_chain_pem.bytes())
+    pem.chmod(0o644)
+    life = live(row(port, backend).strip() + f",tls={pem}\n").ready()
+    (said,) = journal.lines("a.pem")
+    assert (said["level"], said["message"]) == ("warning", f"{pem}: others may read its private key")
+    life.path.write_text(life.path.read_text() + "# more\n")
+    send(signal.SIGHUP)
+    journal.wait_for("reloaded")
+    assert len(journal.lines("a.pem")) == 1
+    pem.write_bytes(certificate("b.example").private_key_and_cert_chain_pem.bytes())
+    send(signal.SIGHUP)
+    eventually(lambda: len(journal.lines("a.pem")) == 2)
 
 
 def test_how_the_file_was_understood_is_said_at_the_start_and_when_it_is_read_again(

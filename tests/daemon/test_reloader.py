@@ -10,6 +10,7 @@ from tests.daemon.life import Live, row, send, talk
 from tests.sockets import Journal, Sockets, eventually
 from tests.system.harness import HOST, free_port, read_exactly
 from tests.system.manager import Manager
+from tests.tls import certificate
 from veillink.config import schedule
 from veillink.daemon import process as daemon
 from veillink.model import Address
@@ -67,6 +68,29 @@ def test_more_listeners_than_there_are_descriptors_for_are_refused_whole(
     send(signal.SIGHUP)
     assert "file descriptors are needed at least, not 100" in journal.wait_for("not reloaded")["message"]
     talk(sockets, port, backend)
+
+
+def test_a_renewed_certificate_that_does_not_work_is_one_line_with_its_name_and_the_old_one_stays(
+    live: Live, sockets: Sockets, port: int, backend: socket.socket, journal: Journal, tmp_path: Path
+) -> None:
+    other, bad = free_port(), free_port()
+    for name in ("a.pem", "bad.pem"):
+        (tmp_path / name).write_bytes(certificate("a.example").private_key_and_cert_chain_pem.bytes())
+        (tmp_path / name).chmod(0o600)
+    (tmp_path / "bad.pem").write_bytes(b"nothing")
+    text = row(port, backend) + row(other, backend)[:-1] + f",tls={tmp_path}/a.pem\n"
+    live(text + row(bad, backend)[:-1] + f",tls={tmp_path}/bad.pem\n", watch=True).ready()
+    (said,) = journal.lines("bad.pem")
+    assert (said["level"], said["message"]) == ("error", f"{tmp_path}/bad.pem: holds no certificate")
+    with pytest.raises(ConnectionRefusedError):
+        sockets.client(Address(HOST, bad))
+    (tmp_path / "bad.pem").write_bytes((tmp_path / "a.pem").read_bytes())
+    journal.wait_for("reloaded")
+    sockets.client(Address(HOST, bad))
+    (tmp_path / "a.pem").write_bytes(b"nothing")
+    journal.wait_for("not reloaded")
+    assert [line["message"] for line in journal.lines("/a.pem")] == [f"{tmp_path}/a.pem: holds no certificate"]
+    sockets.client(Address(HOST, other))
 
 
 def test_a_reload_that_breaks_is_refused_told_and_tried_again(

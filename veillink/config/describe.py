@@ -1,10 +1,12 @@
-"""Write a rule as it was understood, in one line that a person can compare with its rows."""
+"""Write rules as they were understood, in lines that a person can compare with their rows; and their certificates."""
 
 from collections.abc import Iterator
 from typing import Any, Final
 
 from veillink.config.options import OPTIONS, Option
+from veillink.credentials import Certificate
 from veillink.model import Rule, RuleOptions, Target
+from veillink.text import printable
 
 _OF_RULE: Final = [option for option in OPTIONS if option.scope == "rule" and option.name != "name"]
 _OF_CLIENTS: Final = [option for option in _OF_RULE if option.group == "clients"]
@@ -15,6 +17,21 @@ def describe(rule: Rule) -> str:
     """Return a rule with its targets, and its options where they differ from what every rule has."""
     targets = ", ".join(_describe_target(target, rule.ports) for target in rule.targets)
     return " ".join([f"{rule.name}: {rule.shown_listen} -> {targets}", *_words(_OF_RULE, rule.options, RuleOptions())])
+
+
+def describe_certificate(certificate: Certificate, now: float) -> list[str]:
+    """Return what a certificate says of itself, and a line for each thing that is wrong with it.
+
+    Args:
+        certificate: as it was read.
+        now: Unix seconds.
+    """
+    told = {"for": " ".join(certificate.names), "issued by": certificate.issuer, "until": certificate.until}
+    said = ", ".join(f"{word} {value}" for word, value in told.items() if value) or "a certificate"
+    return [
+        printable(f"{certificate.file}: {line}")
+        for line in (said, *map("warning: {}".format, certificate.warnings(now)))
+    ]
 
 
 def options_for_clients(rule: Rule) -> dict[str, str]:

@@ -4,8 +4,10 @@ Rule: what all workers would say is said by the one that leads, and by the other
 """
 
 import os
+import time
 import traceback
 from dataclasses import fields
+from typing import Final
 
 from veillink import __version__
 from veillink.config.rules import Parsed
@@ -17,6 +19,8 @@ from veillink.server.fd_budget import FdBudget
 from veillink.server.server import Server
 from veillink.settings import Settings
 from veillink.text import printable
+
+_NO_RULES: Final = RuleSet()
 
 
 class Announcements:
@@ -50,6 +54,13 @@ class Announcements:
             self.log_as_leader("info", notice.at(self._settings.config))
         for problem in self._log.paced(found.problems):
             self.log_as_leader("error", problem.at(self._settings.config))
+
+    def log_certificates(self, rules: RuleSet, before: RuleSet = _NO_RULES) -> None:
+        """Log what is wrong with the certificates of rules, but for those that the rules before had."""
+        known = set(before.certificates)
+        for certificate in self._log.paced(each for each in rules.certificates if each not in known):
+            for warning in certificate.warnings(time.time()):
+                self.log_as_leader("warning", f"{printable(certificate.file)}: {warning}")
 
     def log_start(self, rules: RuleSet) -> None:
         """Log that these rules are about to be opened."""

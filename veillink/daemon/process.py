@@ -185,6 +185,7 @@ class _Process:
         announcements.log_remarks(self._found)
         if problems and settings.strict:
             raise StartupError(f"{settings.config} has problems and --strict was given")
+        announcements.log_certificates(rules)
         announcements.log_start(rules)
         check_descriptors(self._fd_budget, rules)
         check_pid(settings.pidfile)

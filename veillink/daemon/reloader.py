@@ -69,6 +69,7 @@ class Reloader:
             check_descriptors(self._fd_budget, found.rules)
         except StartupError as why:
             return self._refuse(str(why))
+        self._announcements.log_certificates(found.rules, self._server.rules)
         changes = self._server.apply(found.rules)
         self._status.count_reload("applied", ())
         self._member.publish()
