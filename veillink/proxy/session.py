@@ -68,14 +68,13 @@ def serve(sock: _socket.socket, peer: Address, listen: Address, binding: Binding
     """
     service = binding.service
     upstream, hello, shared = service.upstream, _NO_HELLO, service.shared
-    scope = CancelScope()
-    accepted = SocketStream(sock)
+    scope, accepted = CancelScope(), SocketStream(sock)
     client: Stream = accepted
     connection = shared.ledger.open(service.rule.name, peer, listen, time.monotonic(), scope)
+    admitted: Client | None = None
     target: Stream | None = None
     member: Member | None = None
     trial: Trial | None = None
-    admitted: Client | None = None
     end, detail = End.INTERNAL, ""
     try:
         refuse_loop(client, connection, shared.ledger)
@@ -95,9 +94,7 @@ def serve(sock: _socket.socket, peer: Address, listen: Address, binding: Binding
         end, detail = ended.end, ended.detail if ended.end in _IN_TLS else ""
         _log_failure(ended, connection, shared.log)
     except Exception:
-        shared.log.error(
-            "unforeseen error", id=connection.number, rule=connection.rule, traceback=traceback.format_exc()
-        )
+        _log_unforeseen(connection, shared.log)
     finally:
         scope.armed = False
         close_both(client, target, connection, end)
@@ -106,8 +103,6 @@ def serve(sock: _socket.socket, peer: Address, listen: Address, binding: Binding
             member.leave()
         if admitted is not None and service.edge is not None:
             service.edge.release(admitted)
-        if connection.inbound.limit or connection.outbound.limit:
-            leave_bandwidth(connection, time.monotonic())
         _close(connection, end, detail, shared)
 
 
@@ -120,6 +115,8 @@ def send_away(sock: _socket.socket, peer: Address, listen: Address, service: Ser
 
 def _close(connection: Connection, end: End, detail: str, shared: Shared) -> None:
     now = time.monotonic()
+    if connection.inbound.limit or connection.outbound.limit:
+        leave_bandwidth(connection, now)
     shared.ledger.close(connection, end, now)
     if shared.log.access_lines:
         shared.log.access(connection.summary(end, now, detail))
@@ -206,6 +203,10 @@ def _connect(
     connection.connected = time.monotonic()
     connection.member = member
     return stream, member
+
+
+def _log_unforeseen(connection: Connection, log: Log) -> None:
+    log.error("unforeseen error", id=connection.number, rule=connection.rule, traceback=traceback.format_exc())
 
 
 def _log_failure(ended: Ended, connection: Connection, log: Log) -> None:
