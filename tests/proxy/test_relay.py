@@ -65,6 +65,10 @@ class Connection:
         if not (look(self.relay, now) and look(self.relay, now + seconds)):
             self.ticker.forget(self.relay)
 
+    def settle(self) -> None:
+        """Wait until all is acknowledged: what is later than a look counts as something that moves."""
+        eventually(lambda: not (self.client_stream.unacked_bytes() or self.target_stream.unacked_bytes()))
+
     def start(self) -> "Connection":
         self._greenlet = gevent.spawn(self._run)
         return self
@@ -656,6 +660,7 @@ def test_any_byte_breaks_the_silence(connect: Connect) -> None:
     for far, other in ((connection.client, connection.target), (connection.target, connection.client)) * 3:
         far.sendall(b"x")
         assert read_exactly(other, 1) == b"x"
+        connection.settle()
         now += 99
         assert look(connection.relay, now)
     assert not look(connection.relay, now + 100)
@@ -670,11 +675,13 @@ def test_after_the_first_fin_silence_has_its_own_limit(connect: Connect) -> None
     park(connection, 0)
     connection.client.shutdown(socket.SHUT_WR)
     assert connection.target.recv(1) == b""
+    connection.settle()
     now = time.monotonic() + 99
     assert look(connection.relay, now)
     for _ in range(4):
         connection.target.sendall(b"x")
         assert read_exactly(connection.client, 1) == b"x"
+        connection.settle()
         now += 99
         assert look(connection.relay, now)
     assert not look(connection.relay, now + 100)

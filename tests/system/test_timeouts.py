@@ -73,13 +73,13 @@ def test_limits_that_are_set_need_no_warning(start: Callable[..., VeilLink]) -> 
 
 
 def test_a_reader_that_has_stopped_is_silence_too(hold: Hold) -> None:
-    ends = hold("idle_timeout=1s")
+    ends = hold("idle_timeout=2s")  # on a busy machine the kernel goes on taking bytes for over a second
     pairs = [ends.pair(side) for side in SIDES]
     with ThreadPoolExecutor() as pool:  # one after the other, the second could be silent for too long before it begins
         sent = list(pool.map(lambda pair: push(pair[0], 128 * MIB, quiet=0.2), pairs))
     stalled = time.monotonic() - 0.2
-    ended(ends, "idle_timeout", 2)
-    assert 0.7 < time.monotonic() - stalled < 5
+    assert min(ended(ends, "idle_timeout", 2)) >= 2
+    assert time.monotonic() - stalled < 5
     for (near, far), data in zip(pairs, sent, strict=True):
         assert refuses(near)
         assert data.startswith(read_to_reset(far))  # a reset: what is missing must not look like the end
