@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import queue
+import re
 import select
 import threading
 import time
@@ -36,6 +37,9 @@ _LONGEST_CLOSE: Final = 5.0
 # How long a report of thousands of lines may take because its reader is slow, in seconds.
 _LONG_REPORT: Final = 2.0
 
+# Printable ASCII without a blank, a quote, an equals sign and a backslash.
+_WORD: Final = re.compile(r"[!#-<>-\[\]-~]+")
+
 _T = TypeVar("_T")
 _NOTHING: Final[Mapping[str, object]] = {}
 
@@ -51,9 +55,7 @@ def escape(value: object, longest: int = _LONGEST_VALUE) -> str:
     text = str(value)
     if len(text) > longest:
         text = text[:longest] + "..."
-    if text and text.isascii() and text.isprintable() and not any(c in text for c in ' "=\\'):
-        return text
-    return json.dumps(text)
+    return text if _WORD.fullmatch(text) else json.dumps(text)
 
 
 def _plain(value: object, longest: int = _LONGEST_VALUE) -> object:
