@@ -8,9 +8,9 @@ The folders are the way of the data, and imports go down this list only::
     daemon/         one process's life: process, reloader, announcements, commands, membership, supervisor, pidfile
     server/         rules become listeners: server, listeners, listener, fd_budget
     admin/          what is shown: status, exposition, pages, http, console
-    proxy/          ONE CONNECTION: session (the story), service, edge, limiter, pool, connect, relay, pump, deadlines
-    config/         text in, rules out: settings, source, file_source, rules, conflicts, lists, rows, options, values
-    net/            the kernel, one job each: stream, dial, resolver, listening, sockets, pipes, ticker, greenlets
+    proxy/          ONE CONNECTION: session (the story), service, edge, tls_front, connect, introduction, relay, pump
+    config/         text in, rules out: settings, source, file_source, rules, rows, options, assets, credentials
+    net/            the kernel, one job each: stream, tls, client_hello, dial, resolver, listening, pipes, ticker
     stats/          ledger (every connection's account), metrics (one table), snapshot (what is shown)
     log  names text lines that never block; names that peers ask for; escaping for people
     settings        the nouns of the command line
