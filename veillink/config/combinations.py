@@ -30,7 +30,7 @@ def refuse_combinations(groups: list[Group]) -> None:
     An option that a refused row gives is not given any more, so that others may make no sense then.
     """
     for group in groups:
-        while _refuse(group):
+        while any(row.given or row.own for row in group.rows.values()) and _refuse(group):
             pass
 
 

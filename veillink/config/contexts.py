@@ -129,7 +129,18 @@ def _load_pair(context: ssl.SSLContext, certificate: str, key: str) -> None:
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
             raise ContextError(key or certificate, "the private key is of another certificate") from None
+        raise ContextError(certificate if error.reason else _damaged(certificate, key), _reason(error)) from None
+    except OSError as error:  # it has gone since it was read
         raise ContextError(certificate, _reason(error)) from None
+
+
+def _damaged(certificate: str, key: str) -> str:
+    """Return which of two files OpenSSL cannot read; it does not tell."""
+    try:
+        _new(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(certificate)
+    except OSError:
+        return certificate
+    return key or certificate
 
 
 def _load_authorities(context: ssl.SSLContext, path: str) -> None:
@@ -137,7 +148,7 @@ def _load_authorities(context: ssl.SSLContext, path: str) -> None:
         raise ContextError(path, "holds no certificate")
     try:
         context.load_verify_locations(path)
-    except ssl.SSLError as error:
+    except OSError as error:
         raise ContextError(path, _reason(error)) from None
 
 
@@ -148,15 +159,29 @@ def _content(path: str) -> bytes:
         raise ContextError(path, error.strerror or str(error)) from None
 
 
-def _reason(error: ssl.SSLError) -> str:
-    return error.reason or str(error)
+def _reason(error: OSError) -> str:
+    if isinstance(error, ssl.SSLError):
+        return error.reason or "its PEM cannot be read"
+    return error.strerror or str(error)
 
 
 # --- the proof ---
 
 
 def _proved(context: ssl.SSLContext, certificate: str, key: str) -> Certificate:
-    """Shake hands with a context, and return what its certificate says.
+    """Shake hands with a context, and return what its certificate says."""
+    try:
+        return _told(context, certificate, key)
+    except ssl.SSLError as error:
+        raise ContextError(certificate, _reason(error)) from None
+    except ContextError:
+        raise
+    except ValueError:  # OpenSSL takes some base64 and some times that Python does not
+        raise ContextError(certificate, "what it says cannot be read") from None
+
+
+def _told(context: ssl.SSLContext, certificate: str, key: str) -> Certificate:
+    """Return what a certificate says.
 
     Python tells that only of a certificate that it has verified: here it is its own authority, whatever the time.
     """
@@ -165,16 +190,13 @@ def _proved(context: ssl.SSLContext, certificate: str, key: str) -> Certificate:
     if anybody_may_read(key or certificate):
         doubts.append("others may read its private key")
     verifier = _verifier(context, certificate, key)
+    verifier.load_verify_locations(cadata=der)
     try:
-        verifier.load_verify_locations(cadata=der)
-        try:
-            told: Any = _shake_hands(verifier, context).getpeercert()
-        except ssl.SSLCertVerificationError as error:
-            verifier.verify_mode = ssl.CERT_NONE
-            _shake_hands(verifier, context)
-            return Certificate(certificate, doubts=(*doubts, error.verify_message))
-    except ssl.SSLError as error:
-        raise ContextError(certificate, _reason(error)) from None
+        told: Any = _shake_hands(verifier, context).getpeercert()
+    except ssl.SSLCertVerificationError as error:
+        verifier.verify_mode = ssl.CERT_NONE
+        _shake_hands(verifier, context)
+        return Certificate(certificate, doubts=(*doubts, error.verify_message))
     subject, issuer = (dict(pair[0] for pair in told[of]) for of in ("subject", "issuer"))
     names = tuple(value for _, value in told.get("subjectAltName", ()))
     return Certificate(

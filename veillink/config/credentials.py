@@ -4,7 +4,7 @@ Rule: what is made of the same settings and bytes is one: 9,000 rules with one c
 reload without a change makes none.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from itertools import zip_longest
@@ -25,6 +25,30 @@ class _File(NamedTuple):
 
     seen: Signature
     digest: bytes
+
+
+_NO_FILE: Final = _File(None, b"")
+
+
+class _Wanted(NamedTuple):
+    """What a context has to be made of; files by their names."""
+
+    serves: bool
+    certificate: str
+    key: str
+    ca: str
+    verify: bool
+    minimum: str
+    # What a target is offered is set in its context with each connection, where the rule has protocols: rules without
+    # them must not share that.
+    alpn: tuple[str, ...]
+
+    def make(self, certificate: str, key: str, ca: str) -> tuple[Any, Certificate | None]:
+        """Make it of the files at these paths."""
+        if self.serves:
+            offered = () if self.alpn == _PASS else self.alpn
+            return server_context(certificate, key, minimum=self.minimum, alpn=offered, client_ca=ca)
+        return client_context(verify=self.verify, ca=ca, certificate=certificate, key=key, minimum=self.minimum)
 
 
 class _Made(NamedTuple):
@@ -78,6 +102,7 @@ class _Making:
     contexts: dict[bytes, _Made] = field(default_factory=dict)
     problems: dict[str, Problem] = field(default_factory=dict)  # by file: each is named once
     servers: dict[tuple[object, ...], ServerTls | None] = field(default_factory=dict)
+    made: dict[_Wanted, _Made | None] = field(default_factory=dict)
 
     def filled(self, rule: Rule) -> Rule | None:
         """Return a rule with what it needs, or nothing where some of that cannot be made."""
@@ -99,7 +124,8 @@ class _Making:
         )  # fmt: skip
         if settings not in self.servers:
             pairs = zip_longest(options.tls, options.tls_key, fillvalue="")
-            found = [self._server_context(certificate, key, options) for certificate, key in pairs]
+            rest = (options.tls_client_ca, True, options.tls_min, options.alpn)
+            found = [self._context(_Wanted(True, certificate, key, *rest)) for certificate, key in pairs]
             made = [each for each in found if each is not None]
             self.servers[settings] = None if len(made) < len(found) else ServerTls(
                 _digest(options.tls_client_names, *(each.digest for each in made)),
@@ -109,57 +135,42 @@ class _Making:
             )  # fmt: skip
         return self.servers[settings]
 
-    def _server_context(self, certificate: str, key: str, options: RuleOptions) -> _Made | None:
-        minimum, alpn = options.tls_min, options.alpn
-
-        def make(certificate: str, key: str, ca: str) -> tuple[Any, Certificate]:
-            offered = () if alpn == _PASS else alpn
-            return server_context(certificate, key, minimum=minimum, alpn=offered, client_ca=ca)
-
-        return self._made(make, certificate, key, options.tls_client_ca, ("server", minimum, alpn))
-
     def _target(self, target: Target, options: RuleOptions) -> Target:
         if target.target_tls is TargetTls.OFF:
             return target
-        verify, minimum = target.target_tls is TargetTls.VERIFY, options.tls_min
-
-        def make(certificate: str, key: str, ca: str) -> tuple[Any, Certificate | None]:
-            return client_context(verify=verify, ca=ca, certificate=certificate, key=key, minimum=minimum)
-
-        # Where a rule speaks protocols, what a target is offered is set with each connection: no others may see that.
-        settings = ("client", verify, minimum, bool(options.alpn))
-        made = self._made(make, target.target_cert, target.target_key, target.target_ca, settings)
+        verify = target.target_tls is TargetTls.VERIFY
+        own = (target.target_cert, target.target_key, target.target_ca)
+        made = self._context(_Wanted(False, *own, verify, options.tls_min, options.alpn))
         if made is None:
             return target
         name = target.target_name or _name_of(target.address)
         return replace(target, tls=ClientTls(made.digest, name, made.certificate, made.context))
 
-    def _made(
-        self,
-        make: Callable[[str, str, str], tuple[Any, Certificate | None]],
-        certificate: str,
-        key: str,
-        ca: str,
-        settings: tuple[object, ...],
-    ) -> _Made | None:
-        """Return a context of these files, made now or before, or nothing where it cannot be."""
-        paths = [str(self.folder / name) if name else "" for name in (certificate, key, ca)]
-        files = [self._file(name, path) for name, path in zip((certificate, key, ca), paths, strict=True) if name]
+    def _context(self, wanted: _Wanted) -> _Made | None:
+        """Return a context as it is wanted, made now or before, or nothing where it cannot be made."""
+        if wanted not in self.made:
+            self.made[wanted] = self._found_or_made(wanted)
+        return self.made[wanted]
+
+    def _found_or_made(self, wanted: _Wanted) -> _Made | None:
+        names = (wanted.certificate, wanted.key, wanted.ca)
+        paths = [str(self.folder / name) if name else "" for name in names]
+        files = [self._file(name, path) if name else _NO_FILE for name, path in zip(names, paths, strict=True)]
         if None in files:
             return None
-        readable = bool(certificate) and anybody_may_read(paths[1] or paths[0])
-        shape = (bool(certificate), bool(key), bool(ca))
-        digest = _digest(settings, shape, readable, *(file.digest for file in files if file))
-        made = self.contexts.get(digest) or self.old_contexts.get(digest)
-        if made is None:
+        readable = anybody_may_read(paths[1] or paths[0])  # that is told of a certificate, too
+        settings = wanted._replace(certificate="", key="", ca="")
+        digest = _digest(settings, readable, *(file.digest for file in files if file))
+        found = self.contexts.get(digest) or self.old_contexts.get(digest)
+        if found is None:
             try:
-                made = _Made(digest, *make(*paths))
+                found = _Made(digest, *wanted.make(*paths))
             except ContextError as error:
-                name = dict(zip(paths, (certificate, key, ca), strict=True))[error.path]
+                name = dict(zip(paths, names, strict=True))[error.path]
                 self.problems.setdefault(name, Problem(0, 0, error.why, name))
                 return None
-        self.contexts[digest] = made
-        return made._replace(certificate=made.certificate and replace(made.certificate, file=certificate))
+        self.contexts[digest] = found
+        return found._replace(certificate=found.certificate and replace(found.certificate, file=wanted.certificate))
 
     def _file(self, name: str, path: str) -> _File | None:
         """Return a file as it is now, read anew only if it has been written since."""
