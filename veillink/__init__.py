@@ -5,7 +5,7 @@ The folders are the way of the data, and imports go down this list only::
     __main__  cli   command line, wiring, exit codes
     workers         the name by which gunicorn's own command finds the workers
     fleet/          several processes under gunicorn: launch, master, reload, worker, member, scoreboard, view
-    daemon/         one process's life: process, reloader, announcements, commands, membership, supervisor, pidfile
+    daemon/         one process's life: process, reloader, announcements, expiry, commands, membership, supervisor
     server/         rules become listeners: server, listeners, listener, fd_budget
     admin/          what is shown: status, exposition, pages, http, console
     proxy/          ONE CONNECTION: session (the story), service, edge, tls_front, connect, introduction, relay, pump

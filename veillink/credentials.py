@@ -7,7 +7,10 @@ in what they show.
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
+
+# Seconds before its end from when on a certificate is spoken of; those of Let's Encrypt are renewed 30 days before.
+_SOON: Final = 14 * 86_400.0
 
 
 class TargetTls(StrEnum):
@@ -58,6 +61,18 @@ class Certificate:
 
 def _day(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).date().isoformat()
+
+
+def ending(not_after: float, now: float) -> str:
+    """Return what is to be said of when a certificate ends, or nothing.
+
+    Args:
+        not_after: when, in Unix seconds; 0 where nobody knows.
+        now: the same.
+    """
+    if not not_after or not_after > now + _SOON:
+        return ""
+    return "ends soon" if not_after > now else "has expired"
 
 
 @dataclass(frozen=True, slots=True)

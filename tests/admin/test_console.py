@@ -1,6 +1,7 @@
 """What --status asks, whom, and how it writes the answer."""
 
 import io
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -36,7 +37,8 @@ STATUS: dict[str, Any] = {
             "total": 7,
             "bytes_in": 523,
             "bytes_out": 11_264,
-            "targets": [{"target": f"{HOST}:8001", "send_proxy": "v2", "up": False, "active": 1}],
+            "targets": [{"target": f"{HOST}:8001", "sni": "", "send_proxy": "v2", "up": False, "active": 1}],
+            "certificates": [],
         }
     ],
 }
@@ -100,6 +102,35 @@ def test_who_is_not_let_in_and_by_what_is_shown_where_a_rule_asks_for_it() -> No
     plain = rule | {"options": {}, "ends": {"closed": 1}, "targets": [target | {"send_proxy": "off"}]}
     text = tables(STATUS | {"rules": [plain]}, LIVE, None).decode()
     assert not any(word in text for word in ("options", "  refused", "send_proxy", "via"))
+
+
+def test_routes_certificates_and_what_clients_say_in_tls_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time", lambda: 1_800_000_000.0)
+    certificate = {"file": "web.pem", "names": ["a.example", "b.example"], "issuer": "ours", "doubts": []}
+    days = 86_400
+    certificates = [
+        certificate | {"not_after": 1_800_000_000.0 + 15 * days},
+        certificate | {"file": "soon.pem", "not_after": 1_800_000_000.0 + 13 * days, "doubts": ["others may read it"]},
+        certificate | {"file": "old.pem", "not_after": 1_800_000_000.0 - 1},
+        certificate | {"file": "odd.pem", "names": [], "not_after": 0.0, "doubts": ["strange"]},
+    ]
+    (rule,) = STATUS["rules"]
+    (target,) = rule["targets"]
+    rule = rule | {"targets": [target | {"sni": "a.example *.b.example"}], "certificates": certificates}
+    live = LIVE[0] | {"tls": "TLSv1.3", "sni": "a.example", "alpn": "h2", "client_cert": "\x1b[31mme"}
+    text = tables(STATUS | {"rules": [rule]}, [live, LIVE[0]], None).decode()
+    for words in (
+        f"         {HOST}:8001 sni=a.example *.b.example",
+        "straße   web.pem       a.example b.example   2027-01-30",
+        "soon.pem      a.example b.example   2027-01-28   ends soon",
+        "                                                 others may read it",
+        "old.pem       a.example b.example   2027-01-15   has expired",
+        "odd.pem                             -            strange",
+        "TLSv1.3 a.example h2 '\\x1b[31mme'",
+    ):
+        assert words in text, text
+    assert "certificate" not in tables(STATUS, LIVE, None).decode()
+    assert "tls" not in tables(STATUS, LIVE, None).decode()
 
 
 def test_every_address_of_a_name_is_asked_until_one_answers(journal: Journal) -> None:

@@ -13,3 +13,10 @@ def test_every_end_is_counted_from_zero() -> None:
     samples = [each for family in text_string_to_metric_families(text) for each in family.samples]
     ends = {each.labels["end"]: each.value for each in samples if each.name == "veillink_connection_ends_total"}
     assert ends == {end.value: 2.0 if end is End.CLOSED else 0.0 for end in End}
+
+
+def test_when_certificates_end_is_told_where_that_is_known() -> None:
+    known = {"file": "web.pem", "names": [], "issuer": "", "not_after": 1_800_000_000.0, "doubts": []}
+    rule = {"certificates": [known, known | {"file": "odd.pem", "not_after": 0.0}]}
+    lines = [line for line in metrics.text(state(rule=rule)).decode().splitlines() if "expiry" in line]
+    assert lines[2:] == ['veillink_certificate_expiry_timestamp_seconds{file="web.pem",rule="web"} 1.8e+09']

@@ -28,12 +28,12 @@ def account(ended: int, live: int, moved: int) -> Any:
 
 def target(live: int = 0) -> Any:
     """Return the state of a target."""
-    return {"target": "db:1", "send_proxy": "v2", "up": True, "active": live}
+    return {"target": "db:1", "sni": "", "send_proxy": "v2", "up": True, "active": live}
 
 
 def state(ended: int = 0, live: int = 0, moved: int = 0, **different: Any) -> Any:
     """Return what a process shows."""
-    rule = {"name": "web", "listen": "80", "listener_up": True, "options": {"deny": "::1"}}
+    rule = {"name": "web", "listen": "80", "listener_up": True, "options": {"deny": "::1"}, "certificates": []}
     rule |= account(ended, live, moved) | {"targets": [target(live)]} | different.pop("rule", {})
     return {
         "version": "1",
@@ -108,6 +108,14 @@ def test_rules_and_targets_that_only_one_has_are_shown() -> None:
     web, db = merge_states([state(), other, more], None)["rules"]
     assert [web["name"], db["name"]] == ["web", "db"]
     assert [target["target"] for target in web["targets"]] == ["db:1", "db:2"]
+
+
+def test_each_certificate_is_shown_once_and_as_it_ends_first() -> None:
+    old, new = ({"file": "web.pem", "names": [], "issuer": "", "not_after": end, "doubts": []} for end in (1.0, 2.0))
+    other = old | {"file": "db.pem"}
+    both = [state(rule={"certificates": each}) for each in ([new], [old, other])]
+    (rule,) = merge_states(both, archive(state(), None))["rules"]
+    assert rule["certificates"] == [new | {"not_after": 1.0}, other]
 
 
 def test_the_dead_leave_what_they_have_counted_and_nothing_live() -> None:

@@ -3,6 +3,7 @@
 import pytest
 
 from veillink.stats.metrics import (
+    OF_CERTIFICATE,
     OF_LISTENER,
     OF_PROCESS,
     OF_RULE,
@@ -15,7 +16,7 @@ from veillink.stats.metrics import (
     merge,
 )
 
-ALL = (*OF_PROCESS, *OF_RULE, *OF_TARGET, *OF_LISTENER)
+ALL = (*OF_PROCESS, *OF_RULE, *OF_TARGET, *OF_LISTENER, *OF_CERTIFICATE)
 
 
 def test_no_metric_is_in_the_table_twice() -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.tls import certificate
 from veillink.model import Address
 from veillink.net.proxy_protocol import encode
 
@@ -194,8 +195,13 @@ def test_every_alert_fires_on_what_prometheus_has_scraped() -> None:
     assert set(alerts) == set(re.findall(r"- alertname: (\w+)", cases.read_text()))
 
 
-def test_alerts_and_dashboard_ask_for_metrics_that_there_are(forward: Forward, admin: AdminClient) -> None:
-    veillink = forward(echo, "name=web", admin.option)
+def test_alerts_and_dashboard_ask_for_metrics_that_there_are(
+    start: Start, backend: Serve, admin: AdminClient, tmp_path: Path
+) -> None:
+    (tmp_path / "web.pem").write_bytes(certificate().private_key_and_cert_chain_pem.bytes())
+    port = backend(echo).port
+    rows = f"{HOST}:{{port}},{HOST},{port},name=web\n{HOST}:{free_port()},{HOST},{port},tls=web.pem\n"
+    veillink = start(rows, admin.option)
     come_and_go(veillink, admin)
     there = {name for name, _ in admin.metrics()}
     for file in ("alerts.yml", "grafana.json"):

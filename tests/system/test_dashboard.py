@@ -1,5 +1,6 @@
 """The page, in a real browser, through VeilLink itself."""
 
+import datetime
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
+from tests.tls import asking, authority
 from veillink.model import Address
 from veillink.net.proxy_protocol import encode
 
@@ -137,6 +139,26 @@ def test_the_peer_of_a_client_and_who_is_not_let_in_are_shown(show: Open, backen
         assert shown[2].endswith(" · 1 live · send_proxy=v1")
         page.find("#filter").send_keys(peer)
         page.eventually(lambda: [row[2] for row in page.live()] == [f"198.51.100.7:4711 via {peer}"], "its peer")
+
+
+def test_tls_routes_and_certificates_are_shown(show: Open, backend: Serve, tmp_path: Path) -> None:
+    soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=3)
+    issued = authority("ours").issue_cert("a.example", not_after=soon)
+    (tmp_path / "web.pem").write_bytes(issued.private_key_and_cert_chain_pem.bytes())
+    port = backend(echo).port
+    page = show(f"{HOST}:{{port}},{HOST},{port},name=web,tls=web.pem,sni=a.example\n")
+    with page.veillink.connect() as sock, asking().wrap_socket(sock, server_hostname="a.example") as client:
+        client.sendall(b"x")
+        read_exactly(client, 1)
+        page.eventually(lambda: [row[-1] for row in page.live()] == ["TLSv1.3 a.example"], "the version and the name")
+        shown = page.rule("web")
+        assert shown is not None
+        assert f"web.pem · a.example · until {soon:%Y-%m-%d} · others may read its private key ends soon" in shown[1]
+        assert shown[2].endswith(" · 1 live · sni=a.example")
+        assert "web: web.pem ends soon" in page.text("#trouble")
+        page.find("#filter").send_keys("tlsv1.3 A.EX")
+        page.eventually(lambda: [row[1] for row in page.live()] == ["web"], "the one that has said it")
+    assert page.browser.get_log("browser") == []  # type: ignore[no-untyped-call]
 
 
 def test_a_target_that_dies_is_down_in_words_within_three_seconds(show: Open, backend: Serve) -> None:

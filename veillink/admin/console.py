@@ -4,6 +4,9 @@ import http.client
 import io
 import json
 import socket
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any, Final, TextIO
 
 from rich import box
@@ -11,12 +14,14 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from veillink.credentials import ending
 from veillink.model import REFUSALS, Address, SendProxy
 from veillink.settings import AdminSettings
 from veillink.text import printable
 
 _PATIENCE: Final = 10.0  # seconds for an answer
 _LONGEST_LIST: Final = 50  # connections that are listed
+_TLS_FACTS: Final = ("tls", "sni", "alpn", "client_cert")
 
 
 class NoAnswer(Exception):  # noqa: N818 - it says what happened
@@ -113,6 +118,9 @@ def _print(console: Console, dot: str, status: dict[str, Any], connections: list
     clients = _clients(status["rules"])
     if clients.row_count:
         console.print(clients)
+    certificates = _certificates(status["rules"], time.time())
+    if certificates.row_count:
+        console.print(certificates)
     reload = status["last_reload"]
     if reload["problems"]:
         refused = reload["result"] == "refused"
@@ -142,15 +150,34 @@ def _rules(rules: list[dict[str, Any]]) -> Table:
 
 
 def _clients(rules: list[dict[str, Any]]) -> Table:
-    """Return what rules ask of clients and tell of them, and whom they have not let in; those that have any."""
+    """Return what rules ask of clients and tell of them, for whom, and whom they refuse; where there is any."""
     table = Table("rule", Column("options", overflow="fold"), "refused", box=box.SIMPLE_HEAD)
     for rule in rules:
         options = [f"{name}={text}" for name, text in rule["options"].items()]
-        told = [target for target in rule["targets"] if target["send_proxy"] != SendProxy.OFF]
-        options += [f"{target['target']} send_proxy={target['send_proxy']}" for target in told]
+        options += [word for target in rule["targets"] for word in _of_target(target)]
         refused = [f"{end} {rule['ends'][end]}" for end in REFUSALS if end in rule["ends"]]
         if options or refused:
             table.add_row(*(Text("\n".join(map(printable, lines))) for lines in ([rule["name"]], options, refused)))
+    return table
+
+
+def _of_target(target: dict[str, Any]) -> Iterator[str]:
+    if target["send_proxy"] != SendProxy.OFF:
+        yield f"{target['target']} send_proxy={target['send_proxy']}"
+    if target["sni"]:
+        yield f"{target['target']} sni={target['sni']}"
+
+
+def _certificates(rules: list[dict[str, Any]], now: float) -> Table:
+    """Return the certificates of rules; ``now`` in Unix seconds."""
+    table = Table("rule", "certificate", Column("names", overflow="fold"), "until", "doubts", box=box.SIMPLE_HEAD)
+    for rule in rules:
+        for each in rule["certificates"]:
+            texts = (rule["name"], each["file"], " ".join(each["names"]))
+            until = f"{datetime.fromtimestamp(each['not_after'], UTC):%Y-%m-%d}" if each["not_after"] else "-"
+            doubts = [*filter(None, (ending(each["not_after"], now),)), *each["doubts"]]
+            said = Text("\n".join(map(printable, doubts)), style="yellow")
+            table.add_row(*(Text(printable(text)) for text in texts), until, said)
     return table
 
 
@@ -158,11 +185,14 @@ def _connections(connections: list[dict[str, Any]]) -> Table:
     table = Table("id", "rule", "client", "target", box=box.SIMPLE_HEAD)
     for column in ("age", "in", "out"):
         table.add_column(column, justify="right")
-    for each in connections:
+    in_tls = [" ".join(printable(each[fact]) for fact in _TLS_FACTS if fact in each) for each in connections]
+    if any(in_tls):
+        table.add_column("tls")
+    for each, facts in zip(connections, in_tls, strict=True):
         client = each["client"] + (f" via {each['via']}" if "via" in each else "")
         place = tuple(Text(printable(text or "-")) for text in (each["rule"], client, each["target"]))
         moved = (size(each["bytes_in"]), size(each["bytes_out"]))
-        table.add_row(str(each["id"]), *place, _ago(each["age"]), *moved)
+        table.add_row(str(each["id"]), *place, _ago(each["age"]), *moved, *([Text(facts)] if any(in_tls) else ()))
     return table
 
 

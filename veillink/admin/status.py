@@ -7,7 +7,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 
 import gevent
 from gevent.hub import get_hub
@@ -146,6 +146,8 @@ class ProcessStatus:
             }
             if connection.proxied:
                 state["via"] = str(connection.proxied.via)
+            if connection.tls:
+                state |= cast(ConnectionState, connection.tls.summary())
             yield state
 
     def dump(self) -> None:

@@ -11,9 +11,10 @@ from typing import Final
 
 from veillink import __version__
 from veillink.config.rules import Parsed
+from veillink.credentials import Certificate, ending
 from veillink.daemon.membership import Membership
 from veillink.log import Log
-from veillink.model import Diff, RuleSet
+from veillink.model import Diff, Rule, RuleSet
 from veillink.net.greenlets import unhurried
 from veillink.server.fd_budget import FdBudget
 from veillink.server.server import Server
@@ -59,7 +60,9 @@ class Announcements:
         """Log what is wrong with the certificates of rules, but for those that the rules before had."""
         known = set(before.certificates)
         for certificate in self._log.paced(each for each in rules.certificates if each not in known):
-            for warning in certificate.warnings(time.time()):
+            now = time.time()
+            ends = ending(certificate.not_after, now)  # of which there is a warning each day
+            for warning in certificate.doubts if ends else certificate.warnings(now):
                 self.log_as_leader("warning", f"{printable(certificate.file)}: {warning}")
 
     def log_start(self, rules: RuleSet) -> None:
@@ -95,6 +98,11 @@ class Announcements:
         """Log what a reload has changed."""
         counts = {field.name: len(getattr(changes, field.name)) for field in fields(changes)}
         self.log_as_leader("info", "reloaded", config=self._settings.config, listeners=listeners, **counts)
+
+    def log_ending(self, rule: Rule, certificate: Certificate, how: str) -> None:
+        """Log that a certificate ends soon or has expired."""
+        fields = {"file": certificate.file, "until": certificate.until, "rule": rule.name}
+        self.log_as_leader("warning", f"a certificate {how}", **fields)
 
     def log_refused(self, why: str) -> None:
         """Log why a reload has changed nothing."""

@@ -7,6 +7,7 @@ import gc
 import math
 import os
 import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from enum import Enum
@@ -20,6 +21,7 @@ from veillink.config.source import open_source
 from veillink.daemon.admin_endpoint import AdminEndpoint
 from veillink.daemon.announcements import Announcements, summary
 from veillink.daemon.commands import SIGNALS, WORKER_SIGNALS, Command, CommandQueue, reap_orphans
+from veillink.daemon.expiry import ExpiryWatch
 from veillink.daemon.membership import Alone, Membership
 from veillink.daemon.pidfile import check_pid, remove_pid, write_pid
 from veillink.daemon.reloader import Reloader, check_descriptors
@@ -120,6 +122,7 @@ class _Process:
         self._shown: Shown = self._status
         self._admin_endpoint = AdminEndpoint(settings.admin, self._fd_budget.admin, member, log)
         self._announcements = Announcements(settings, member, log)
+        self._expiry = ExpiryWatch(self._announcements)
         self._source = open_source(settings.config, settings.defaults)
         self._found = Parsed()
         self._reloader = Reloader(self._server, self._fd_budget, self._status, member, notifier, self._announcements)
@@ -196,6 +199,7 @@ class _Process:
             raise StartupError("no rule could be started")
         write_pid(settings.pidfile)
         announcements.log_ready(server, self._fd_budget, self._memory)
+        gevent.spawn(self._expiry.look_forever, server)
         self._enter("running")
         self._notifier.ready(summary(server))
         if self._notifier.watchdog:
@@ -211,7 +215,7 @@ class _Process:
         """Carry out commands until it is time to stop."""
         carry_out: Mapping[Command, Callable[[], None]] = {
             Command.RELOAD: self._source.refresh_soon,
-            Command.READ: lambda: self._reloader.reload(self._found, self._source.retry_later),
+            Command.READ: self._reload,
             Command.DUMP: self._status.dump,
             Command.LEAD: self._lead,
         }
@@ -223,6 +227,10 @@ class _Process:
                 self._announcements.log_unforeseen()
         if command is Command.CUT:
             commands.put(Command.CUT)
+
+    def _reload(self) -> None:
+        self._reloader.reload(self._found, self._source.retry_later)
+        self._expiry.look(self._server.rules, time.time())
 
     def _drain(self, commands: CommandQueue, cut_on: Sequence[Command]) -> Outcome:
         """Stop accepting, let connections finish, cut those that do not.

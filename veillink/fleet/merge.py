@@ -3,13 +3,16 @@
 Rule: counters never go down, also when a process ends; what is down in one of them is down.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, Final, cast
 
-from veillink.stats.metrics import OF_LISTENER, OF_PROCESS, OF_RULE, OF_TARGET, add, merge
-from veillink.stats.snapshot import Account, Remains, RuleState, Status, TargetState, Totals
+from veillink.stats.metrics import OF_CERTIFICATE, OF_LISTENER, OF_PROCESS, OF_RULE, OF_TARGET, Metric, add, merge
+from veillink.stats.snapshot import Account, Remains, RuleState, Status, Totals
 
 _OLDEST: Final = "process_start_time_seconds"
+_TARGET: Final = itemgetter("target", "sni")
+_CERTIFICATE: Final = itemgetter("file")
 _COUNTED: Final = ("reloads", "log_lines_dropped")  # what does not go with a process
 
 
@@ -101,7 +104,12 @@ def _merge_rules(live: Sequence[Status], gone: Remains | None) -> list[RuleState
             same[0]
             | _merge_accounts([*same, *([ended[name]] if name in ended else [])])
             | merge(OF_LISTENER, same)
-            | {"targets": _merge_targets(same)},
+            | {
+                "targets": _merge_parts(OF_TARGET, _TARGET, [target for rule in same for target in rule["targets"]]),
+                "certificates": _merge_parts(
+                    OF_CERTIFICATE, _CERTIFICATE, [certificate for rule in same for certificate in rule["certificates"]]
+                ),
+            },
         )
         for name, same in _by_name(live).items()
     ]
@@ -115,9 +123,9 @@ def _by_name(parts: Iterable[Status | Remains]) -> dict[str, list[RuleState]]:
     return found
 
 
-def _merge_targets(same: Sequence[RuleState]) -> list[TargetState]:
-    targets: dict[str, list[TargetState]] = {}
-    for rule in same:
-        for target in rule["targets"]:
-            targets.setdefault(target["target"], []).append(target)
-    return [cast(TargetState, each[0] | merge(OF_TARGET, each)) for each in targets.values()]
+def _merge_parts(metrics: Iterable[Metric], key: Callable[[Any], Any], parts: Sequence[Any]) -> list[dict[str, Any]]:
+    """Return the parts of a rule, each once by its key, as if one process had told of it."""
+    found: dict[Any, list[Any]] = {}
+    for part in parts:
+        found.setdefault(key(part), []).append(part)
+    return [each[0] | merge(metrics, each) for each in found.values()]

@@ -10,7 +10,7 @@ from typing import Final
 
 from veillink.config.describe import options_for_clients
 from veillink.log import Log
-from veillink.model import Address, Diff, End, Ended, RuleSet
+from veillink.model import Address, Diff, End, Ended, Rule, RuleSet
 from veillink.net.greenlets import Greenlets, unhurried
 from veillink.net.listening import listen
 from veillink.net.peer_watch import PeerWatch
@@ -29,7 +29,7 @@ from veillink.server.fd_budget import FdBudget, fitting
 from veillink.server.listener import Listener
 from veillink.server.listeners import PACE, Listeners, Pace
 from veillink.stats.ledger import Ledger
-from veillink.stats.snapshot import RuleState
+from veillink.stats.snapshot import CertificateState, RuleState
 
 # What each worker may number before it meets the next one's numbers; 9 million workers fit into a double.
 _NUMBERS: Final = 1_000_000_000
@@ -79,6 +79,7 @@ class Server:
         self._services: dict[_Key, Service] = {}
         self._retired: dict[_Key, Service] = {}
         self._options: dict[_Key, dict[str, str]] = {}
+        self._certificates: dict[_Key, list[CertificateState]] = {}
         self.limiter.room = 0
 
     @property
@@ -147,7 +148,9 @@ class Server:
         hosts, names = _host_names(rules), {rule.name for rule in unhurried(rules.rules)}
         gone = [item for item in unhurried((self._retired | self._services).items()) if item[0] not in services]
         options = {rule.key: options_for_clients(rule) for rule in unhurried(rules.rules)}
-        before, self._services, self.rules, self._options = self._services, services, rules, options
+        certificates = {rule.key: _certificates(rule) for rule in unhurried(rules.rules)}
+        before, self._services, self.rules = self._services, services, rules
+        self._options, self._certificates = options, certificates
         self._retired = {key: service for key, service in gone if service.limiter.in_use}
         self.ledger.keep(names)
         self._shared.resolver.keep(hosts)
@@ -193,8 +196,8 @@ class Server:
         return list(dict.fromkeys(wanted[address].service.rule.name for address in self._listeners.down))
 
     def status(self) -> list[RuleState]:
-        """Return for each rule its name, listen cell and options, whether it listens, its account and its targets."""
-        shown, options = tuple(self._services.values()), self._options
+        """Return for each rule how it was written, whether it listens, its account, its targets and certificates."""
+        shown, options, certificates = tuple(self._services.values()), self._options, self._certificates
         accounts = self.ledger.snapshot([service.rule.name for service in shown])
         down = self._listeners.down
         return [
@@ -202,6 +205,7 @@ class Server:
                 "name": rule.name,
                 "listen": rule.shown_listen,
                 "options": options[rule.key],
+                "certificates": certificates[rule.key],
                 "listener_up": not down or not any(address in down for address, _ in rule.listens()),
                 **accounts[rule.name],
                 "targets": [
@@ -245,6 +249,19 @@ def _share(log: Log, ledger: Ledger, limiter: ConnectionLimiter, fd_budget: FdBu
         Turns(fd_budget.probes),
         TlsRoom(),
     )
+
+
+def _certificates(rule: Rule) -> list[CertificateState]:
+    return [
+        {
+            "file": each.file,
+            "names": list(each.names),
+            "issuer": each.issuer,
+            "not_after": each.not_after,
+            "doubts": list(each.doubts),
+        }
+        for each in {certificate.file: certificate for certificate in rule.certificates}.values()
+    ]
 
 
 def _host_names(rules: RuleSet) -> dict[str, float]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from veillink.model import End
-from veillink.stats.snapshot import RuleState, Status, TargetState, Times
+from veillink.stats.snapshot import CertificateState, RuleState, Status, TargetState, Times
 
 # Of seconds that are added up: without rounding the sum would depend on the order, and a counter could fall by a trace.
 PLACES: Final = 6
@@ -58,7 +58,7 @@ class Metric:
         name: without the suffix that counters have.
         kind: as Prometheus has it.
         help: one line.
-        labels: beside ``rule`` and ``target``, which follow from ``of``.
+        labels: beside ``rule``, ``target`` and ``file``, which follow from the state that has it.
         read: yields the values of those labels, and the value, from the state that has it.
         fields: the keys of the state that it is read from, and how those of several processes become one.
     """
@@ -78,6 +78,11 @@ def _field(key: str) -> Callable[[Any], Iterable[tuple[tuple[str, ...], Value]]]
 def _ends(rule: RuleState) -> Iterator[tuple[tuple[str, ...], Value]]:
     for end in End:  # also those that have not been yet: increase() would miss the first of each
         yield (end,), rule["ends"].get(end, 0)
+
+
+def _expiry(certificate: CertificateState) -> Iterator[tuple[tuple[str, ...], Value]]:
+    if certificate["not_after"]:  # else nobody knows
+        yield (), certificate["not_after"]
 
 
 OF_PROCESS: Final = (
@@ -210,6 +215,17 @@ OF_LISTENER: Final = (
 )
 """Read from ``RuleState``."""
 
+OF_CERTIFICATE: Final = (
+    Metric(
+        "veillink_certificate_expiry_timestamp_seconds",
+        "gauge",
+        "When a certificate that the rule shows ends, in Unix seconds.",
+        _expiry,
+        {"not_after": min},
+    ),
+)
+"""Read from ``CertificateState``."""
+
 
 def merge(metrics: Iterable[Metric], states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the fields that these metrics are read from, of several processes as if they were one."""
@@ -231,13 +247,15 @@ def of_process(state: Status) -> Found:
 
 
 def of_rules(rules: Sequence[RuleState]) -> Found:
-    """Yield what is measured of rules, targets and listeners."""
+    """Yield what is measured of rules, targets, listeners and certificates."""
     for metric in OF_RULE:
         yield metric, ("rule", *metric.labels), _of_rules(metric, rules)
     for metric in OF_TARGET:
         yield metric, ("rule", "target", *metric.labels), _of_targets(metric, rules)
     for metric in OF_LISTENER:
         yield metric, ("rule", *metric.labels), _of_rules(metric, rules)
+    for metric in OF_CERTIFICATE:
+        yield metric, ("rule", "file", *metric.labels), _of_certificates(metric, rules)
 
 
 def _of_rules(metric: Metric, rules: Iterable[RuleState]) -> Series:
@@ -248,7 +266,21 @@ def _of_rules(metric: Metric, rules: Iterable[RuleState]) -> Series:
 
 def _of_targets(metric: Metric, rules: Iterable[RuleState]) -> Series:
     for rule in rules:
-        target: TargetState
-        for target in rule["targets"]:
-            for labels, value in metric.read(target):
-                yield (rule["name"], target["target"], *labels), value
+        for address, targets in _by_address(rule["targets"]).items():
+            for labels, value in metric.read(targets[0] if len(targets) == 1 else merge(OF_TARGET, targets)):
+                yield (rule["name"], address, *labels), value
+
+
+def _by_address(targets: Iterable[TargetState]) -> dict[str, list[TargetState]]:
+    """Return targets by their address: one may be there for several names."""
+    found: dict[str, list[TargetState]] = {}
+    for target in targets:
+        found.setdefault(target["target"], []).append(target)
+    return found
+
+
+def _of_certificates(metric: Metric, rules: Iterable[RuleState]) -> Series:
+    for rule in rules:
+        for certificate in rule["certificates"]:
+            for labels, value in metric.read(certificate):
+                yield (rule["name"], certificate["file"], *labels), value

@@ -41,6 +41,16 @@ class TargetState(TypedDict):
     active: int
 
 
+class CertificateState(TypedDict):
+    """A certificate that a rule shows to clients or targets; ``not_after`` in Unix seconds, 0 where nobody knows."""
+
+    file: str
+    names: list[str]
+    issuer: str
+    not_after: float
+    doubts: list[str]
+
+
 class RuleState(Account):
     """A rule with its account; what a worker leaves has nothing but that and the name.
 
@@ -50,6 +60,7 @@ class RuleState(Account):
     name: str
     listen: str
     options: dict[str, str]
+    certificates: list[CertificateState]
     listener_up: bool
     targets: list[TargetState]
 
@@ -134,7 +145,10 @@ class Remains(TypedDict):
 
 
 class ConnectionState(TypedDict):
-    """A live connection; ``age`` in seconds, ``via`` the peer where it names another one as the client."""
+    """A live connection; ``age`` in seconds, ``via`` the peer where it names another one as the client.
+
+    ``tls`` (the version), ``sni``, ``alpn`` and ``client_cert``: what its client has said and shown in TLS, if it has.
+    """
 
     id: int
     rule: str
@@ -144,3 +158,7 @@ class ConnectionState(TypedDict):
     age: float
     bytes_in: int
     bytes_out: int
+    tls: NotRequired[str]
+    sni: NotRequired[str]
+    alpn: NotRequired[str]
+    client_cert: NotRequired[str]
