@@ -2,12 +2,12 @@
 
 import _ssl
 import ctypes
+import socket
 import ssl
 from collections.abc import Callable
 from functools import cache
 
 import trustme
-from gevent import socket
 
 VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 NAME = "a.example"
@@ -50,7 +50,8 @@ class TlsPeer:
 
     def __init__(self, sock: socket.socket, context: ssl.SSLContext, name: str = NAME) -> None:
         self.sock = sock
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # a close with tickets unread would lose what waits
+        if sock.family != socket.AF_UNIX:  # a close with tickets unread would lose what waits
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._received, self._to_send = ssl.MemoryBIO(), ssl.MemoryBIO()
         serves = context.protocol is ssl.PROTOCOL_TLS_SERVER
         self.engine = context.wrap_bio(self._received, self._to_send, serves, None if serves else name)

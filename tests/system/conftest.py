@@ -14,11 +14,13 @@ from .ends import Ends
 from .harness import HOST, Backend, Handler, VeilLink, running
 from .manager import Manager
 from .namespace import Network
+from .tls_ends import Pem, TlsEnds
 
 Start = Callable[..., VeilLink]
 Serve = Callable[..., Backend]
 Forward = Callable[..., VeilLink]
 Hold = Callable[..., Ends]
+HoldTls = Callable[..., TlsEnds]
 
 
 @pytest.fixture
@@ -77,6 +79,23 @@ def hold(start: Callable[..., VeilLink]) -> Iterator[Hold]:
 
         def _hold(row: str = "", **more: Any) -> Ends:
             return stack.enter_context(Ends(start, row, **more))
+
+        yield _hold
+
+
+@pytest.fixture
+def pem(tmp_path: Path) -> Pem:
+    """Write certificates beside the rules' file; ``ca.pem`` and ``cert.pem`` are there."""
+    return Pem(tmp_path)
+
+
+@pytest.fixture
+def hold_tls(start: Start, pem: Pem) -> Iterator[HoldTls]:
+    """Like ``hold``, with ends that speak TLS: ``hold_tls("tls=cert.pem")``."""
+    with ExitStack() as stack:
+
+        def _hold(row: str, **more: Any) -> TlsEnds:
+            return stack.enter_context(TlsEnds(start, row, **more))
 
         yield _hold
 
