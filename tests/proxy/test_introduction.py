@@ -16,7 +16,6 @@ from veillink.model import Address, End, Ended, SendProxy
 from veillink.net.proxy_protocol import encode, parse
 from veillink.net.tls import TlsRoom
 from veillink.proxy.introduction import send_header, send_own_header, shake_hands
-from veillink.proxy.pool import Member
 from veillink.stats.ledger import Proxied
 
 CLIENT, BALANCER, OURS = Address("192.0.2.1", 1), Address("198.51.100.1", 443), Address("127.0.0.1", 80)
@@ -54,12 +53,11 @@ def shake(
 ) -> tuple[str, TlsPeer | None]:
     """Shake hands with a target, and return what came of it, and the target."""
     stream, far = sockets.pair()
-    member = Member(Address(NAME, 443))
     peer = TlsPeer(far, server) if server else None
     answering = gevent.spawn(_answer, peer) if peer else None
     tls = ClientTls(b"", NAME, None, asking(of=of))
     try:
-        encrypted = shake_hands(stream, member, tls, TlsRoom(), time.monotonic() + seconds, alpn)
+        encrypted = shake_hands(stream, tls, TlsRoom(), time.monotonic() + seconds, alpn)
     except Ended as ended:
         if answering:
             answering.join()
@@ -107,7 +105,7 @@ def test_a_target_that_speaks_no_tls_has_failed(answer: bytes, said: str, socket
     far.shutdown(socket.SHUT_WR)
     tls = ClientTls(b"", NAME, None, asking())
     with pytest.raises(Ended) as caught:
-        shake_hands(stream, Member(Address(NAME, 443)), tls, TlsRoom(), time.monotonic() + 5)
+        shake_hands(stream, tls, TlsRoom(), time.monotonic() + 5)
     assert (caught.value.end, caught.value.detail) == (End.TARGET_TLS, said)
 
 

@@ -260,7 +260,7 @@ def hello() -> bytes:
     return sent.read()
 
 
-@pytest.mark.parametrize("row", ["tls=cert.pem", "sni=a.example", "tls=cert.pem,alpn=pass"])
+@pytest.mark.parametrize("row", ["tls=cert.pem", "sni=a.example", "tls=cert.pem,alpn=pass,target_tls=insecure"])
 def test_who_leaves_before_a_whole_hello_has_left(row: str, hold_tls: HoldTls) -> None:
     ends = hold_tls(row)
     for count, leave in product([0, 1, 100], [socket.socket.close, reset]):

@@ -73,7 +73,7 @@ class Probes:
                 if member.send_proxy is not SendProxy.OFF:
                     send_own_header(stream, member.send_proxy)
                 if self._options.health is Health.TLS and member.tls is not None:
-                    stream = shake_hands(connected, member, member.tls, self._room, until)
+                    stream = shake_hands(connected, member.tls, self._room, until)
                 return _hangs_up(stream)
             except Ended as ended:
                 return ended.detail or ended.end

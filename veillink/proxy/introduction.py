@@ -14,7 +14,6 @@ from veillink.net.socket_stream import SocketStream
 from veillink.net.sockets import error_name
 from veillink.net.stream import Stream
 from veillink.net.tls import TlsError, TlsRoom, TlsStream
-from veillink.proxy.pool import Member
 from veillink.stats.ledger import Connection
 
 _VERSIONS = {SendProxy.V1: 1, SendProxy.V2: 2}
@@ -42,13 +41,12 @@ def send_own_header(target: Stream, which: SendProxy) -> None:
 
 
 def shake_hands(
-    stream: SocketStream, member: Member, tls: ClientTls, room: TlsRoom, until: float, alpn: tuple[str, ...] = ()
+    stream: SocketStream, tls: ClientTls, room: TlsRoom, until: float, alpn: tuple[str, ...] = ()
 ) -> TlsStream:
     """Agree with a target on TLS, and have it prove who it is where that is asked for.
 
     Args:
         stream: to it; closed when this fails.
-        member: the target.
         tls: how.
         room: of the process.
         until: monotonic seconds at which to give up.
@@ -59,7 +57,7 @@ def shake_hands(
     """
     # Many share the context, but from when it is made the stream has its own list.
     tls.context.set_alpn_protocols(list(alpn))
-    encrypted = TlsStream(stream, tls.context, room, tls.name or member.address.host)
+    encrypted = TlsStream(stream, tls.context, room, tls.name)
     try:
         with gevent.Timeout(max(0.0, until - time.monotonic()), TimeoutError()):
             encrypted.handshake()

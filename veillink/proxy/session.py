@@ -156,7 +156,7 @@ class _Connecting:
                 send_header(stream, self._client, connection, member.send_proxy)
             if member.tls is None:
                 return stream
-            return shake_hands(stream, member, member.tls, shared.tls, until, self._offered())
+            return shake_hands(stream, member.tls, shared.tls, until, self._offered())
         except OSError as error:
             stream.abort()
             connection.target = None
