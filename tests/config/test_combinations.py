@@ -42,11 +42,17 @@ TO_TARGET = "target_tls=verify"
         ),
         (
             f"443,h,80,tls=a,alpn=pass\n443,i,80,{TO_TARGET}",
-            ["1:5: alpn=pass needs target_tls for every target: line 1 has none"],
+            [
+                "1:5: alpn=pass needs target_tls for every target: line 1 has none",
+                "2:1: is left out too: tls of line 1, which has a problem, is for this row",
+            ],
         ),
         (
             f"443,h,80,{TO_TARGET}\n443,i,80,tls=a,alpn=pass",
-            ["2:5: alpn=pass needs target_tls for every target: line 2 has none"],
+            [
+                "1:1: is left out too: tls of line 2, which has a problem, is for this row",
+                "2:5: alpn=pass needs target_tls for every target: line 2 has none",
+            ],
         ),
         (
             f"443,h,80,tls=a,alpn=pass,tls_client_ca=ca,{TO_TARGET}",
@@ -111,7 +117,7 @@ def test_every_row_that_gives_it_is_refused() -> None:
 
 def test_what_only_made_sense_by_a_refused_row_is_refused_too() -> None:
     text = "443,h,80,tls=a,tls_key=k l\n443,i,80,alpn=h2\n443,j,80,sni=x.example,target_tls=verify\n443,k,80"
-    assert [problem.partition(" ")[0] for problem in bad(text)] == ["1:5:", "2:4:", "3:5:"]
+    assert [problem.partition(" ")[0] for problem in bad(text)] == ["1:5:", "2:4:", "3:5:", "4:1:"]
 
 
 def test_what_the_command_line_says_for_all_rules_is_no_problem_of_one() -> None:

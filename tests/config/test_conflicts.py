@@ -181,3 +181,20 @@ def reaches(edges: set[tuple[int, int]], start: int, end: int) -> bool:
         wave = {b for a, b in edges if a in wave} - seen
         seen |= wave
     return end in seen
+
+
+@pytest.mark.parametrize(
+    "option", ["tls=c.pem", "allow=10.0.0.0/8", "deny=::1", "accept_proxy=any", "allow=10.0.0.1/8"]
+)
+@pytest.mark.parametrize("fault", ["ho st,80", "host,99999", "host,80,weight=x", "host,81,max_fails=2"])
+def test_no_row_stands_without_what_a_refused_one_says_of_who_may_come(option: str, fault: str) -> None:
+    text = f"443,b,81,max_fails=1\n443,{fault},{option}\n1,host,80"
+    name = option.partition("=")[0]
+    found = bad(text)
+    assert f"1:1: is left out too: {name} of line 2, which has a problem, is for this row" in found
+    assert lines(text) == [3]
+
+
+def test_a_row_that_says_so_itself_stands() -> None:
+    assert lines("443,b,81,tls=c.pem\n443,ho st,80,tls=c.pem") == [1]
+    assert lines("443,b,81\n443,ho st,80,max_fails=1\n444,ho st,80,tls=c.pem") == [1]

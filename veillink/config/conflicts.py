@@ -3,7 +3,7 @@
 Rule: of two rows that cannot both stand, the earlier one stays.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -11,6 +11,8 @@ from veillink.config.rows import Line
 from veillink.model import Address, Target
 
 MAX_LISTENERS = 65_536  # ports that all rules together listen on
+PROTECTING = ("tls", "tls_client_ca", "tls_client_names", "allow", "deny", "accept_proxy")
+"""Options without which a rule would serve whom it should not."""
 
 
 class Given(NamedTuple):
@@ -49,6 +51,7 @@ class Group:
     rows: dict[tuple[Address, bool, tuple[str, ...]], Row] = field(default_factory=dict)
     given: dict[str, Given] = field(default_factory=dict)
     routes: dict[str, Row] = field(default_factory=dict)  # by name
+    refused: "list[Refused]" = field(default_factory=list)
 
     def add(self, row: Row) -> None:
         """Add a row, unless it contradicts those before it."""
@@ -71,6 +74,8 @@ class Group:
             self.rows[key] = row
             self.given = row.given | self.given
             self.routes.update(dict.fromkeys(target.sni, row))
+        else:
+            self.refused.append(_refused(row))
 
 
 _Taken = dict[str, dict[int, Group]]  # by host and port
@@ -196,6 +201,35 @@ def standing(group: Group) -> tuple[list[Row], dict[str, Given]]:
     """Return the rows of a rule that have no problem, and the options that they give."""
     rows = [row for row in group.rows.values() if row.line.good]
     return rows, {name: option for row in rows for name, option in row.given.items()}
+
+
+class Refused(NamedTuple):
+    """A row that cannot stand, as far as it is known where it would have listened."""
+
+    listen: Address
+    ports: int
+    line: int
+    given: Collection[str]  # the names of its options
+
+
+def refuse_unprotected(groups: list[Group], refused: Iterable[Refused]) -> None:
+    """Refuse rows that would stand without what another one of their rule, which cannot stand, says of who may come."""
+    of: dict[tuple[Address, int], list[Refused]] = {}
+    for each in refused:
+        of.setdefault((each.listen, each.ports), []).append(each)
+    for group in groups:
+        first = group.first
+        lost = [*of.get((first.listen, first.ports), ()), *group.refused]
+        lost += [_refused(row) for row in group.rows.values() if not row.line.good]
+        rows, given = standing(group)
+        for name, line in ((name, each.line) for each in lost for name in PROTECTING if name in each.given):
+            for row in rows if name not in given else ():
+                if row.line.good:
+                    row.line.fault(1, f"is left out too: {name} of line {line}, which has a problem, is for this row")
+
+
+def _refused(row: Row) -> Refused:
+    return Refused(row.listen, row.ports, row.line.number, row.given)
 
 
 def refuse_names(groups: list[Group]) -> None:

@@ -9,7 +9,17 @@ from difflib import get_close_matches
 from typing import NamedTuple
 
 from veillink.config.combinations import refuse_combinations
-from veillink.config.conflicts import Given, Group, Row, gather, refuse_loops, refuse_names, standing
+from veillink.config.conflicts import (
+    Given,
+    Group,
+    Refused,
+    Row,
+    gather,
+    refuse_loops,
+    refuse_names,
+    refuse_unprotected,
+    standing,
+)
 from veillink.config.options import OPTIONS
 from veillink.config.rows import COMMA, MAX_PROBLEMS, Line, Notice, Problem, Remarks, Rows, is_header
 from veillink.config.values import parse_host, parse_listen, parse_ports
@@ -72,7 +82,7 @@ def _target_ports(line: Line, host: str | None, cell: str) -> range | None:
     return range(1)
 
 
-def _row(line: Line, cells: list[str], columns: dict[int, str]) -> Row | None:
+def _row(line: Line, cells: list[str], columns: dict[int, str], refused: list[Refused]) -> Row | None:
     listen = line.attempt(1, parse_listen, cells[0])
     host = line.attempt(2, parse_host, cells[1])
     ports = _target_ports(line, host, cells[2])
@@ -80,6 +90,8 @@ def _row(line: Line, cells: list[str], columns: dict[int, str]) -> Row | None:
     if listen and ports and len(ports) not in (1, listen[1]):
         line.fault(3, f"range {quoted(cells[2])} has {len(ports)} ports, but listen has {listen[1]}")
     if not (line.good and listen and host and ports):
+        if listen:
+            refused.append(Refused(*listen, line.number, given))
         return None
     own = {name: given.pop(name) for name in list(given) if _OPTION[name].scope == "target"}
     values = {name: option.value for name, option in own.items()}
@@ -87,7 +99,7 @@ def _row(line: Line, cells: list[str], columns: dict[int, str]) -> Row | None:
     return Row(line, cells[0], *listen, target, given, own)
 
 
-def _rows(data: bytes, remarks: Remarks) -> Iterator[Row]:
+def _rows(data: bytes, remarks: Remarks, refused: list[Refused]) -> Iterator[Row]:
     columns: dict[int, str] | None = None
     rows = Rows(remarks)
     for line, cells in rows.read(data):
@@ -99,7 +111,7 @@ def _rows(data: bytes, remarks: Remarks) -> Iterator[Row]:
         if len(cells) < 3:
             between = "" if rows.separator is COMMA else f", with {rows.separator.name} between them"
             line.fault(len(cells), f"a row begins with three cells: listen,host,port{between}")
-        elif row := _row(line, cells, columns):
+        elif row := _row(line, cells, columns, refused):
             yield row
 
 
@@ -140,10 +152,12 @@ def parse(data: bytes, defaults: RuleOptions = _DEFAULTS, source: str = "") -> P
         source: the file's name.
     """
     remarks = Remarks()
-    groups, taken = gather(_rows(data, remarks))
+    refused: list[Refused] = []
+    groups, taken = gather(_rows(data, remarks, refused))
     refuse_combinations(groups)
     refuse_loops(groups, taken)
     refuse_names(groups)
+    refuse_unprotected(groups, refused)
     problems = remarks.problems
     if len(problems) == MAX_PROBLEMS:
         problems[-1] = replace(problems[-1], message=f"no more than {MAX_PROBLEMS} problems are listed")
