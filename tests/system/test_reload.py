@@ -116,8 +116,10 @@ class Visitors:
         for thread in self._threads:
             thread.join(20)
 
-    def assert_content(self) -> None:
-        assert self.failed == []
+    def assert_content(self, resets: int = 0) -> None:
+        """Fail if one of them has failed, but for so many whose handshake met the closing of a listener."""
+        assert [failed for failed in self.failed if "ConnectionResetError" not in failed] == []
+        assert len(self.failed) <= resets
         assert self.count > 100
 
 
