@@ -85,6 +85,24 @@ def test_a_run_has_the_figures_of_what_is_there_and_names_what_is_not(
 
 
 @with_load
+def test_works_in_tls_are_those_of_programs_that_terminate_it() -> None:
+    works = {"tls_down": "rate", "tls_up": "rate", "tls_keep50": "rate", "tls_idle": "rss"}
+    works |= dict.fromkeys(("tls_p256", "tls_rsa2048", "tls_resumed"), "rate")
+    command = [sys.executable, str(BENCH), f"--work={','.join(works)}", "--proxies=veillink,gevent", *SHORT, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    assert found["failures"] == []
+    assert found["works"].keys() == works.keys()
+    for name, figure in works.items():
+        rows = found["works"][name]["proxies"]
+        assert rows["veillink"]["cost"]["median"] > 0
+        assert rows["veillink"][figure]["median"] > 0
+        assert rows["gevent"] == {"skipped": "it terminates no TLS here"}
+        assert rows["direct"] == {"skipped": "there is no proxy to look at"}
+
+
+@with_load
 def test_stopping_it_ends_what_it_has_started(environment: dict[str, str], tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, BENCH, "--work=keep50", "--proxies=veillink", "--seconds=60"],

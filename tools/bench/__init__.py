@@ -10,6 +10,11 @@ over the rounds, with minimum and maximum.
   close           HTTP with a connection for each request, 50 at once: CPU µs per connection
   idle            connections that say a word and stay: what the proxy's memory grows by for each. Then 2,000
                   connects in a tight loop through VeilLink, and whether a listen queue overflowed
+  tls_down, tls_up, tls_keep50, tls_idle
+                  the same where the proxy terminates TLS (P-256), with one stream to the client or from it
+  tls_p256, tls_rsa2048, tls_resumed
+                  connections one after another with a full handshake, or with a session resumed, a word and an end
+                  in order: CPU µs per connection
 
 CPU is user and system time of the proxy and its children. "busy" is its share of the core: far below 100 %, something
 else was the limit, mostly the load; "direct" is the load without a proxy. No proxy but "veillink-log" writes a line for

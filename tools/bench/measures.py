@@ -4,9 +4,10 @@ import json
 import re
 import select
 import socket
+import ssl
 import subprocess
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 from ..processes import HOST, ToolError, clock, settle
@@ -24,30 +25,46 @@ _BLOCK = memoryview(bytearray(1 << 20))
 
 @dataclass
 class Lane:
-    """A way to the backend: through the proxy with this pid, or direct; and where its connections come out."""
+    """A way to the backend: through the proxy with this pid, or direct; where its connections come out, and in TLS."""
 
     port: int
     pid: int
     listener: socket.socket | None = None
     seconds: float = 0
+    tls: ssl.SSLContext | None = None
 
-    def pairs(self, count: int, stack: ExitStack) -> list[Pair]:
-        """Open connections; give both ends of each."""
+    def pair(self, stack: ExitStack, session: ssl.SSLSession | None = None) -> Pair:
+        """Open a connection, in TLS perhaps with a session from before; give both ends."""
         assert self.listener  # noqa: S101
-        pairs = []
-        for _ in range(count):
-            client = stack.enter_context(socket.create_connection((HOST, self.port), PATIENCE))
-            pairs.append((client, stack.enter_context(self.listener.accept()[0])))
-        return pairs
+        client = socket.create_connection((HOST, self.port), PATIENCE)
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        stack.enter_context(client)
+        if self.tls:
+            client = stack.enter_context(self.tls.wrap_socket(client, session=session))
+        return client, stack.enter_context(self.listener.accept()[0])
 
 
-def bulk(lane: Lane, streams: int) -> Figures:
-    """Send through some streams from one loop, and discard at the other end without a copy."""
+def _discard(end: socket.socket) -> int:
+    """Take what has come, without a copy where it is not encrypted; give how much, 0 at the end."""
+    if not isinstance(end, ssl.SSLSocket):
+        return end.recv_into(_BLOCK, len(_BLOCK), socket.MSG_TRUNC)
+    total = 0
+    try:
+        while count := end.recv_into(_BLOCK):
+            total += count
+    except ssl.SSLWantReadError:
+        return total
+    return 0
+
+
+def bulk(lane: Lane, streams: int, down: bool = False) -> Figures:
+    """Send through some streams from one loop, and discard at the other end."""
     with ExitStack() as stack:
         epoll = stack.enter_context(select.epoll())
         ends: dict[int, socket.socket] = {}
-        for pair in lane.pairs(streams, stack):
-            for end, event in zip(pair, (select.EPOLLOUT, select.EPOLLIN), strict=True):
+        for _ in range(streams):
+            pair = lane.pair(stack)
+            for end, event in zip(pair[::-1] if down else pair, (select.EPOLLOUT, select.EPOLLIN), strict=True):
                 end.setblocking(False)
                 epoll.register(end, event)
                 ends[end.fileno()] = end
@@ -59,10 +76,11 @@ def bulk(lane: Lane, streams: int) -> Figures:
                     raise ToolError("bulk stands still")
                 for fd, event in epoll.poll(0.1):
                     if event & select.EPOLLOUT:
-                        ends[fd].send(_BLOCK)
-                    elif count := ends[fd].recv_into(_BLOCK, len(_BLOCK), socket.MSG_TRUNC):
+                        with suppress(ssl.SSLWantWriteError):
+                            ends[fd].send(_BLOCK)
+                    elif count := _discard(ends[fd]):
                         moved, arrived = moved + count, now
-                    else:
+                    elif not lane.tls:
                         raise ToolError("bulk was cut")
             return moved
 
@@ -78,7 +96,8 @@ def bulk(lane: Lane, streams: int) -> Figures:
 def http(lane: Lane, connections: int, *arguments: str) -> Figures:
     """Have wrk ask for as much as it can."""
     seconds = max(1, round(lane.seconds))  # wrk knows whole ones only
-    command = fill(WRK.command, connections=connections, seconds=seconds, port=lane.port)
+    scheme = "https" if lane.tls else "http"
+    command = fill(WRK.command, connections=connections, seconds=seconds, port=lane.port, scheme=scheme)
     cpu = cpu_seconds(lane.pid)
     done = subprocess.run(  # noqa: S603
         [*command, *arguments],
@@ -109,15 +128,49 @@ def idle(lane: Lane, connections: int) -> Figures:
     """Open connections, say a word both ways over each, and see what the proxy has grown by."""
     before = memory_kib(lane.pid)
     with ExitStack() as stack:
-        for pair in lane.pairs(connections, stack):
+        for _ in range(connections):
+            pair = lane.pair(stack)
             for end, other in (pair, pair[::-1]):
                 end.sendall(b"word")
                 other.settimeout(PATIENCE)
-                if other.recv(4, socket.MSG_WAITALL) != b"word":
+                if other.recv(4) != b"word":
                     raise ToolError("an idle connection was cut")
         time.sleep(2 + _SETTLE)  # idle is what has been silent for longer than a moment
         after = memory_kib(lane.pid)
     return {"cost": (after["Pss"] - before["Pss"]) / connections, "rss": (after["Rss"] - before["Rss"]) / connections}
+
+
+def handshakes(lane: Lane, resume: bool) -> Figures:
+    """Shake hands, have a word said, and close in order, one connection after another."""
+    session: ssl.SSLSession | None = None
+
+    def visit() -> None:
+        nonlocal session
+        with ExitStack() as stack:
+            client, target = lane.pair(stack, session)
+            assert isinstance(client, ssl.SSLSocket)  # noqa: S101
+            if client.session_reused != (session is not None):
+                raise ToolError("a session was not resumed")
+            target.sendall(b"word")
+            if client.recv(4) != b"word":
+                raise ToolError("a connection was cut")
+            session = session or (client.session if resume else None)  # there once its ticket was read
+            target.close()
+            client.unwrap().close()
+
+    def visits(seconds: float) -> int:
+        count, deadline = 0, clock() + seconds
+        while clock() < deadline:
+            visit()
+            count += 1
+        return count
+
+    visits(_WARM_UP)
+    cpu, since = cpu_seconds(lane.pid), clock()
+    count = visits(lane.seconds)
+    time.sleep(_SETTLE)
+    cpu, elapsed = cpu_seconds(lane.pid) - cpu, clock() - since
+    return {"cost": cpu / count * 1e6, "rate": count / elapsed, "busy": 100 * cpu / elapsed}
 
 
 def burst(lane: Lane, connections: int) -> Figures:

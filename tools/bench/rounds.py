@@ -71,7 +71,8 @@ def _machine() -> dict[str, Any]:
 
 def _take_rounds(options: argparse.Namespace, works: dict[str, Work], lanes: dict[str, Program]) -> Tallies:
     """Take every measure of every proxy, again and again."""
-    tallies = {(work, name): Tally() for work in works for name in lanes if re.match(lanes[name].only, work)}
+    tallies = {(work, name): Tally() for work, what in works.items() for name, lane in lanes.items()
+               if not lane.why_not(work, tls=bool(what.key))}  # fmt: skip
     screen = Console(stderr=True)
     with Progress(console=screen, auto_refresh=False, transient=True, disable=not screen.is_terminal) as bar:
         step = bar.add_task("", total=options.rounds * len(tallies))
@@ -95,7 +96,7 @@ def _row(work: Work, name: str, lanes: dict[str, Program], tallies: Tallies) -> 
         "proxies": {
             lane: tallies[name, lane].sum_up(tallies.get((name, BASE)))
             if (name, lane) in tallies
-            else {"skipped": program.why}
+            else {"skipped": program.why_not(name, tls=bool(work.key))}
             for lane, program in lanes.items()
         },
     }

@@ -15,6 +15,7 @@ from string import Template
 from ..processes import HOST, ToolError, clock, start
 from .installed import PATIENCE, fill, stream_module
 from .programs import Program
+from .tls import certificate
 
 
 def _free_ports() -> Iterator[int]:
@@ -43,11 +44,21 @@ def _listens(port: int) -> bool:
 
 
 @contextlib.contextmanager
-def running(program: Program, cpu: int, target: int = 0) -> Iterator[tuple[int, int]]:
-    """Run a program; give the port where it listens, and its pid."""
+def running(program: Program, cpu: int, target: int = 0, key: str = "") -> Iterator[tuple[int, int]]:
+    """Run a program; give the port where it listens, and its pid.
+
+    Args:
+        program: it.
+        cpu: see ``pin``.
+        target: the port that it forwards to.
+        key: of the certificate with which it terminates TLS, as ``tls.KEYS`` has them; nothing: without TLS.
+    """
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, Path(folder, "words").open("w+b") as words:
         config, port = Path(folder, "config"), next(PORTS)
-        text = Template(program.config)
+        text = Template(program.tls if key else program.config)
+        if key:
+            Path(folder, "tls.pem").write_bytes(certificate(key))
+            Path(folder, "tls.pem").chmod(0o600)
         config.write_text(text.substitute(folder=folder, port=port, target=target, module=stream_module()))
         command = fill(program.command, folder=folder, port=port, target=target, config=config)
         process = start(command, folder, words, cpu)

@@ -26,7 +26,8 @@ def cpu_seconds(pid: int) -> float:
         with contextlib.suppress(OSError):
             user, system, *reaped = map(int, Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()[11:15])
             tasks = [int((task / "schedstat").read_text().split()[0]) for task in Path(f"/proc/{each}/task").iterdir()]
-            total += sum(reaped) / _TICKS + (sum(tasks) / 1e9 or (user + system) / _TICKS)
+            # The kernel's nanoseconds are of threads that live; its ticks have those too that have ended.
+            total += sum(reaped) / _TICKS + max(sum(tasks) / 1e9, (user + system) / _TICKS)
     return total
 
 
