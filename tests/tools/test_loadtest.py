@@ -276,3 +276,24 @@ def test_everything_through_a_veillink_of_its_own() -> None:
     assert measures["connect"]["ratio"]["conn_per_s"] == pytest.approx(
         measures["connect"]["veillink"]["conn_per_s"] / measures["connect"]["direct"]["conn_per_s"]
     )
+
+
+def test_everything_can_be_measured_in_tls() -> None:
+    done = loadtest("all", "--tls", "--connections", "20", "--seconds", "0.3", "--size", "40000", "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = figures(done)
+    assert found["tls"]
+    assert found["failures"] == 0
+    for name, figure in (
+        ("connect", "count"),
+        ("echo", "count"),
+        ("bulk", "up_gbit_per_s"),
+        ("bulk", "down_gbit_per_s"),
+    ):
+        assert found["measures"][name]["veillink"][figure] > 0
+
+
+def test_who_speaks_no_tls_is_a_failure_with_tls(echo_server: str) -> None:
+    result = measured(echo_server, "connect", "--tls", "--connections", "1", code=1)
+    assert result["count"] == 0
+    assert not {"EPERM", "ENOENT"} & result["errors"].keys()

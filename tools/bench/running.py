@@ -13,9 +13,9 @@ from pathlib import Path
 from string import Template
 
 from ..processes import HOST, ToolError, clock, start
+from ..tls import certificate
 from .installed import PATIENCE, fill, stream_module
 from .programs import Program
-from .tls import certificate
 
 
 def _free_ports() -> Iterator[int]:

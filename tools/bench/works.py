@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..processes import HOST, ToolError
+from ..tls import context
 from .installed import PATIENCE
 from .measures import Figures, Lane, bulk, burst, handshakes, http, idle
 from .programs import BACKEND, DIRECT, WRK, Program
 from .running import PORTS, running
-from .tls import context
 
 
 @dataclass(frozen=True)

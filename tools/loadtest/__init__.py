@@ -10,6 +10,8 @@ leaves of it. With --target it measures what listens there, which has to lead to
   bulk     Gbit/s up to the sink and down from the source, with VeilLink's CPU seconds per 10⁹ bytes;
            with --target Gbit/s of the echo, both ways at once
 
+With --tls clients speak TLS, which ends at VeilLink; the direct way has none.
+
 All share one machine, but VeilLink has a CPU to itself if there are two, and so has the backend if there are
 three (not with --target). "cpu percent" is VeilLink's share of one core: far below 100, something else was the
 limit and VeilLink could carry more. Compare figures of one run only; connect leaves thousands of TIME_WAIT

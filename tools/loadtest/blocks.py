@@ -3,13 +3,15 @@
 import os
 import socket
 
+from .tls import TlsSocket
+
 BLOCK = os.urandom(131_071)  # a prime, so that no lost buffer goes unseen
 
 
 class Blocks:
     """Reads a stream of BLOCKs and compares every byte."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket | TlsSocket) -> None:
         self.sock, self.block, self.total = sock, bytearray(len(BLOCK)), 0
 
     def read(self) -> int:
@@ -24,6 +26,6 @@ class Blocks:
         return count
 
 
-def send_block(sock: socket.socket, sent: int) -> int:
+def send_block(sock: socket.socket | TlsSocket, sent: int) -> int:
     """Send the rest of the BLOCK that is under way, or what the kernel takes of it."""
     return sock.send(memoryview(BLOCK)[sent % len(BLOCK) :])

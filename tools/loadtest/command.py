@@ -38,6 +38,7 @@ def _parse() -> tuple[argparse.Namespace, list[str]]:
     add("measure", nargs="?", choices=[*MEASURES, "all"], default="all", help="what to measure (default: all)")
     add("--target", metavar="HOST:PORT", help="measure what listens there; it must forward to an echo server")
     add("--anywhere", action="store_true", help="allow a --target that is not loopback")
+    add("--tls", action="store_true", help="speak TLS to VeilLink or --target, whatever certificate it shows")
     add("--connections", type=int, metavar="N", help=f"at once, up to 20000 (default: {usual}; all: bulk stays at 1)")
     add("--seconds", type=float, metavar="S", help="for each figure, up to 300 (default: 5; all: 2)")
     add("--size", type=int, default=64, metavar="BYTES", help="of echo's messages, up to 16 MiB (default: 64)")

@@ -4,6 +4,7 @@ import errno
 import os
 import resource
 import socket
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,13 @@ _IP_BIND_ADDRESS_NO_PORT = 24  # Python 3.11 does not name it
 
 @dataclass
 class Lane:
-    """A way to the backend: through VeilLink (whose pid this is), direct, or to --target."""
+    """A way to the backend: through VeilLink (whose pid this is), direct, or to --target; and whether in TLS."""
 
     name: str
     echo: list[Address]
     bulk: dict[str, Address]
     pid: int = 0
+    tls: ssl.SSLContext | None = None
     dialled: int = 0
 
     def dial(self, loop: Loop, address: Address | None = None, *events: int) -> socket.socket:

@@ -3,11 +3,18 @@
 import contextlib
 import errno
 import select
-import socket
 from collections.abc import Generator
-from typing import Any
+from typing import Any, Protocol
 
 from ..processes import clock
+
+
+class HasFileno(Protocol):
+    """A socket."""
+
+    def fileno(self) -> int:
+        """Return its descriptor."""
+
 
 Task = Generator[None, int, Any]
 IN, OUT, LOST = select.EPOLLIN, select.EPOLLOUT, select.EPOLLERR | select.EPOLLHUP
@@ -25,7 +32,7 @@ class Loop:
         self.alive: set[Task] = set()
         self.running: Task
 
-    def watch(self, sock: socket.socket, events: int = IN | OUT | select.EPOLLET) -> None:
+    def watch(self, sock: HasFileno, events: int = IN | OUT | select.EPOLLET) -> None:
         """Wake the running story when one of these events comes up on the socket."""
         self.by_fd[sock.fileno()] = self.running
         try:

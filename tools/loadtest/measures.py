@@ -12,14 +12,16 @@ from .blocks import BLOCK, Blocks, send_block
 from .lane import Address, Lane
 from .loop import IN, LOST, OUT, Loop, Task
 from .result import Result
+from .tls import TlsSocket, shake_hands
 
+Socket = socket.socket | TlsSocket
 GRACE = 5.0  # seconds: what is under way when time is up may take this long to finish
 OPENED_PER_S = 200  # slower is given up
 _OPENING = 256  # at once: a listen queue may be short
 _GIVE_UP = 10  # failures in a row: nobody is there, do not hammer
 
 
-def _exchange(sock: socket.socket, payload: bytes, answer: bytearray) -> Task:
+def _exchange(sock: Socket, payload: bytes, answer: bytearray) -> Task:
     """Send a payload and read it back; both at once, or a long one would jam."""
     size, sent, got = len(payload), 0, 0
     while got < size:
@@ -38,11 +40,14 @@ def _exchange(sock: socket.socket, payload: bytes, answer: bytearray) -> Task:
         raise OSError("CORRUPT")
 
 
-def _reach(loop: Loop, lane: Lane) -> Generator[None, int, socket.socket]:
+def _reach(loop: Loop, lane: Lane) -> Generator[None, int, Socket]:
     """Connect and have a byte echoed: that alone proves that the whole way is open."""
-    sock = lane.dial(loop)
+    dialled = lane.dial(loop)
+    sock: Socket = dialled
     try:
         yield
+        if lane.tls:
+            sock = yield from shake_hands(dialled, lane.tls)
         yield from _exchange(sock, bytes([lane.dialled & 255]), bytearray(1))
     except BaseException:
         sock.close()
@@ -50,9 +55,9 @@ def _reach(loop: Loop, lane: Lane) -> Generator[None, int, socket.socket]:
     return sock
 
 
-def _open_all(loop: Loop, number: int, result: Result) -> list[socket.socket]:
+def _open_all(loop: Loop, number: int, result: Result) -> list[Socket]:
     """Open connections, some at a time."""
-    opened: list[socket.socket] = []
+    opened: list[Socket] = []
     tickets = iter(range(number))
 
     def open_one() -> Task:
@@ -78,7 +83,7 @@ def idle(result: Result, number: int, seconds: float, _size: int) -> None:
     if result.lane.pid and opened:
         result.figures["rss_kib_each"] = (result.lane.usage()[1] - result.rss) / len(opened)
 
-    def last_word(sock: socket.socket) -> Task:
+    def last_word(sock: Socket) -> Task:
         loop.watch(sock)
         yield from _exchange(sock, b"?", bytearray(1))
         result.count += 1
@@ -119,7 +124,7 @@ def echo(result: Result, number: int, seconds: float, size: int) -> None:
     result.start()
     end = result.started + seconds
 
-    def talk(sock: socket.socket) -> Task:
+    def talk(sock: Socket) -> Task:
         loop.watch(sock)
         answer = bytearray(size)
         with sock:
@@ -135,19 +140,21 @@ def echo(result: Result, number: int, seconds: float, size: int) -> None:
     result.rate("rt_per_s", seconds, 50, 90, 99)
 
 
-def _flood(loop: Loop, sock: socket.socket, end: float, way: str) -> Generator[None, int, int]:
+def _flood(loop: Loop, sock: Socket, end: float, way: str) -> Generator[None, int, int]:
     """Send, receive or do both until time is up; then BLOCKs are finished, and the peer has to end as well."""
     sent, blocks, finished = 0, Blocks(sock), False
     while True:
         events = yield
-        if not finished and clock() >= end and not sent % len(BLOCK):
-            sock.shutdown(socket.SHUT_WR)
-            loop.watch(sock, IN)
-            finished = True
-        elif way != "down" and not finished and events & OUT:
-            sent += send_block(sock, sent)
-        if events & (IN | LOST) and not blocks.read():
-            break
+        with contextlib.suppress(BlockingIOError):
+            if not finished and clock() >= end and not sent % len(BLOCK):
+                sock.shutdown(socket.SHUT_WR)
+                loop.watch(sock, IN)
+                finished = True
+            elif way != "down" and not finished and events & OUT:
+                sent += send_block(sock, sent)
+        with contextlib.suppress(BlockingIOError):  # a part of a record
+            if events & (IN | LOST) and not blocks.read():
+                break
     if not finished:
         raise OSError("EOF")
     if blocks.total != {"up": 0, "both": sent, "down": blocks.total}[way]:
@@ -160,7 +167,15 @@ def bulk(result: Result, number: int, seconds: float, _size: int) -> None:
     lane, moved = result.lane, list[int]()
 
     def stream(loop: Loop, end: float, way: str, address: Address) -> Task:
-        with lane.dial(loop, address, IN if way == "down" else IN | OUT) as sock:
+        events = IN if way == "down" else IN | OUT
+        dialled = lane.dial(loop, address, OUT if lane.tls else events)
+        sock: Socket = dialled
+        if lane.tls:
+            yield
+            loop.watch(dialled, IN)
+            sock = yield from shake_hands(dialled, lane.tls)
+            loop.watch(sock, events)
+        with sock:
             moved.append((yield from _flood(loop, sock, end, way)))
 
     for way, address in lane.bulk.items():

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from ..processes import CPUS, pin, raise_fd_limit, system
+from ..tls import context
 from .backend import ECHOES, backend
 from .lane import PORTS, Address, Lane
 from .measures import MEASURES
@@ -20,17 +21,18 @@ PARALLEL = {"idle": 3000, "connect": 50, "echo": 100, "bulk": 1}
 
 
 @contextlib.contextmanager
-def _lanes(target: Address | None) -> Iterator[list[Lane]]:
+def _lanes(target: Address | None, *, tls: bool) -> Iterator[list[Lane]]:
     """Give the way to the target, or those through a VeilLink of our own and directly to our own backend."""
+    secure = context() if tls else None
     if target:
-        yield [Lane("target", [target], {"both": target})]
+        yield [Lane("target", [target], {"both": target}, tls=secure)]
         return
     pin(1)
-    with backend() as behind, veillink(behind) as (front, pid):
+    with backend() as behind, veillink(behind, tls=tls) as (front, pid):
         yield [
-            Lane("veillink", front[2:], {"up": front[0], "down": front[1]}, pid),
+            Lane("veillink", front[2:], {"up": front[0], "down": front[1]}, pid, secure),
             # begins with the second source address: VeilLink connects to the backend from the first
-            Lane("direct", behind[2:], {"up": behind[0], "down": behind[1]}, 0, PORTS * ECHOES),
+            Lane("direct", behind[2:], {"up": behind[0], "down": behind[1]}, dialled=PORTS * ECHOES),
         ]
 
 
@@ -64,7 +66,7 @@ def run(options: argparse.Namespace, names: list[str]) -> dict[str, Any]:
     """
     limit = raise_fd_limit()
     fits = limit - 64 if options.target else (limit - 512) // 2  # VeilLink needs two for each connection
-    with _lanes(options.target) as lanes:
+    with _lanes(options.target, tls=options.tls) as lanes:
         found = _take(options, names, lanes, fits)
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -73,6 +75,7 @@ def run(options: argparse.Namespace, names: list[str]) -> dict[str, Any]:
         "target": options.target and list(options.target[:2]),
         "seconds": options.seconds,
         "size": options.size,
+        "tls": options.tls,
         "failures": sum(found[name][lane.name]["failures"] for name in names for lane in lanes),
         "measures": found,
     }

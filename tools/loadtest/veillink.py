@@ -10,21 +10,27 @@ from pathlib import Path
 
 from ..environment import REPO
 from ..processes import HOST, ToolError, clock, start
+from ..tls import certificate
 from .lane import Address
 
 _PATIENCE = 20.0  # seconds for all rules to accept
 
 
 @contextlib.contextmanager
-def veillink(targets: list[Address]) -> Iterator[tuple[list[Address], int]]:
-    """Run a VeilLink in front of these targets; give its addresses and pid."""
+def veillink(targets: list[Address], *, tls: bool) -> Iterator[tuple[list[Address], int]]:
+    """Run a VeilLink in front of these targets, which may end TLS (P-256); give its addresses and pid."""
     with contextlib.ExitStack() as held:
         listeners = [held.enter_context(socket.create_server((HOST, 0))) for _ in targets]
         ports: list[Address] = [listener.getsockname() for listener in listeners]
     with tempfile.TemporaryDirectory(prefix="loadtest-") as folder, Path(folder, "log").open("w+b") as log:
-        rows = (f"127.0.0.1:{mine[1]},127.0.0.1,{theirs[1]}\n" for mine, theirs in zip(ports, targets, strict=True))
+        options = ",tls=tls.pem" if tls else ""
+        rows = (
+            f"127.0.0.1:{mine[1]},127.0.0.1,{theirs[1]}{options}\n" for mine, theirs in zip(ports, targets, strict=True)
+        )
         rules = Path(folder, "rules.csv")
         rules.write_text("".join(rows))
+        if tls:
+            Path(folder, "tls.pem").write_bytes(certificate("p256"))
         command = [str(REPO / ".venv/bin/veillink"), "--config", str(rules), "--no-access-log"]
         process = start(command, folder, log, cpu=0)
         try:

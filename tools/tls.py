@@ -6,7 +6,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from ..processes import ToolError
+from .processes import ToolError
 
 KEYS = {"p256": "ec -pkeyopt ec_paramgen_curve:P-256", "rsa2048": "rsa:2048"}
 
