@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import gevent
 import pytest
@@ -11,14 +12,17 @@ from gevent import socket
 
 from tests.names import NameServer
 from tests.net.test_dial import NOT_CONNECTABLE, slow
-from tests.proxy.connecting import FOREVER, Connect, Rows, connect_to
+from tests.proxy.connecting import FOREVER, Connect, Rows, Within, connect_to
 from tests.sockets import Sockets, address_of, eventually, open_files
 from tests.system.harness import HOST, free_port
-from veillink.model import Address, End, Ended, Rule, RuleOptions, Target
+from veillink.model import Address, End, Ended, Rule, RuleOptions, SendProxy, Target
 from veillink.net.places import Places
 from veillink.net.resolver import Resolver
+from veillink.net.socket_stream import SocketStream
+from veillink.net.stream import Stream
 from veillink.net.unix_queue import UnixQueues
-from veillink.proxy.pool import Pool
+from veillink.proxy import connect as connect_module
+from veillink.proxy.pool import Member, Pool
 from veillink.proxy.upstream import Upstream
 
 # --- targets ---------------------------------------------------------------------------------------------------------
@@ -331,3 +335,27 @@ def test_a_silent_first_address_costs_only_the_first_client_its_head_start(
     target = Target(Address("db", live.port))
     assert connect(target).seconds >= 0.25
     assert min(connect(target).seconds for _ in range(3)) < 0.25
+
+
+@pytest.mark.parametrize("end", [End.CLIENT_LEFT, End.DRAINED, End.TARGET_TLS])
+def test_only_a_target_that_does_not_want_to_hear_us_is_followed_by_the_next(
+    end: End, sockets: Sockets, book: Resolver
+) -> None:
+    targets = tuple(Target(address_of(sockets.listener()), send_proxy=SendProxy.V1) for _ in range(2))
+    pool = Pool(Rule("web", Address("", 80), 1, targets, RuleOptions(max_fails=1)), lambda: 0.5)
+    failed: list[str] = []
+    route = Upstream(pool, book, UnixQueues(), Places(16), lambda member, reason: failed.append(reason), Mock())
+    asked: list[Address] = []
+
+    class Ending(Within):
+        def introduce(self, stream: SocketStream, address: Address, member: Member, until: float) -> Stream:
+            stream.abort()
+            asked.append(address)
+            raise Ended(end)
+
+    with pytest.raises(Ended) as caught:
+        connect_module.connect(route, 0, HOST, Ending(time.monotonic() + 5), [])
+    assert caught.value.end is end
+    blamed = end is End.TARGET_TLS
+    assert (len(asked), len(failed)) == ((2, 2) if blamed else (1, 0))
+    assert [member.active for member in pool.members.values()] == [0, 0]

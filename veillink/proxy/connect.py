@@ -23,6 +23,8 @@ from veillink.proxy.upstream import Upstream
 _LEAST_SHARE: Final = 1.0
 _WITHOUT_LIMIT: Final = RuleOptions().connect_timeout
 _NEVER: Final = float("inf")
+# How a target ends that does not want to hear what comes before the client's bytes.
+_NOT_HEARD: Final = (End.TARGET_TLS, End.TARGET_RESET)
 
 
 class Waiting(Protocol):
@@ -126,14 +128,14 @@ class Tries:
         until = now + (_share(left, untried + 1) if untried else left)
         try:
             return self._waiting.introduce(stream, address, member, until), member
-        except Ended as why:
+        except BaseException as error:
             member.leave()
-            self._upstream.count_failure(member, why.detail or why.end)
-            self._tried.append(f"{address} {why.detail or why.end}")
-            self._failure, self._next_at = why, time.monotonic()
-        except BaseException:
-            member.leave()
-            raise
+            if not isinstance(error, Ended) or error.end not in _NOT_HEARD:
+                raise  # the client has left, or we are cut: that says nothing of the target, and nobody else is tried
+            why = error.detail or error.end
+            self._upstream.count_failure(member, why)
+            self._tried.append(f"{address} {why}")
+            self._failure, self._next_at = error, time.monotonic()
         return None
 
     def add(self, member: Member, now: float, begun: Attempt | None = None) -> None:

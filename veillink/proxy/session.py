@@ -157,15 +157,13 @@ class _Connecting:
             if member.tls is None:
                 return stream
             return shake_hands(stream, member.tls, shared.tls, until, self._offered())
-        except OSError as error:
+        except (OSError, Ended) as error:
             stream.abort()
             connection.target = None
             shared.ledger.drop_leg(connection)
+            if isinstance(error, Ended):
+                raise
             raise Ended(End.TARGET_RESET, error_name(error)) from None
-        except Ended:
-            connection.target = None
-            shared.ledger.drop_leg(connection)
-            raise
 
     def _offered(self) -> tuple[str, ...]:
         """Return the protocols that the target is offered in TLS: what the client speaks, or would speak."""
