@@ -11,6 +11,8 @@ from typing import Any, Final
 
 # Seconds before its end from when on a certificate is spoken of; those of Let's Encrypt are renewed 30 days before.
 _SOON: Final = 14 * 86_400.0
+PASS: Final = ("pass",)
+"""The ``alpn`` of a rule whose target decides on the protocol."""
 
 
 class TargetTls(StrEnum):

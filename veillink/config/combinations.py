@@ -8,11 +8,10 @@ from dataclasses import replace
 from typing import Final
 
 from veillink.config.conflicts import Group, Row, standing
-from veillink.credentials import TargetTls
+from veillink.credentials import PASS, TargetTls
 from veillink.model import Health, RuleOptions, Target
 
 _PLAIN: Final = RuleOptions()
-_PASS: Final = ("pass",)
 _OF_CLIENTS: Final = ("tls_key", "tls_client_ca", "tls_client_names", "alpn")
 _OF_TARGETS: Final = ("target_ca", "target_name", "target_cert", "target_key")
 _TOO_EARLY: Final = (
@@ -64,7 +63,7 @@ def _of_rule(options: RuleOptions, rows: Sequence[Row]) -> _Faults:
             yield "tls_min", _idle("tls_min", "tls and target_tls", "one of them")
     else:
         yield from _of_certificates(options)
-        if options.alpn == _PASS and plain:
+        if options.alpn == PASS and plain:
             yield "alpn", f"alpn=pass needs target_tls for every target: line {plain[0].line.number} has none"
     if options.health is Health.TLS and len(plain) == len(rows):
         yield "health", "health=tls needs target_tls; health=tcp only connects"
@@ -76,7 +75,7 @@ def _of_certificates(options: RuleOptions) -> _Faults:
         yield "tls_key", f"tls_key names {keys} files and tls {certificates}: there is no certificate for each key"
     if options.tls_client_names and not options.tls_client_ca:
         yield "tls_client_names", _idle("tls_client_names", "tls_client_ca", "that")
-    if options.alpn == _PASS and options.tls_client_ca:
+    if options.alpn == PASS and options.tls_client_ca:
         yield "alpn", _TOO_EARLY
 
 

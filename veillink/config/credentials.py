@@ -14,10 +14,8 @@ from typing import Any, Final, NamedTuple
 from veillink.config.contexts import MOST, ContextError, client_context, server_context
 from veillink.config.files import Signature, anybody_may_read, read_regular
 from veillink.config.rows import Problem
-from veillink.credentials import Certificate, ClientTls, ServerTls, TargetTls
+from veillink.credentials import PASS, Certificate, ClientTls, ServerTls, TargetTls
 from veillink.model import Address, Rule, RuleOptions, Target
-
-_PASS: Final = ("pass",)
 
 
 class _File(NamedTuple):
@@ -46,7 +44,7 @@ class _Wanted(NamedTuple):
     def make(self, certificate: str, key: str, ca: str) -> tuple[Any, Certificate | None]:
         """Make it of the files at these paths."""
         if self.serves:
-            offered = () if self.alpn == _PASS else self.alpn
+            offered = () if self.alpn == PASS else self.alpn
             return server_context(certificate, key, minimum=self.minimum, alpn=offered, client_ca=ca)
         return client_context(verify=self.verify, ca=ca, certificate=certificate, key=key, minimum=self.minimum)
 

@@ -7,7 +7,7 @@ the handshake is through; with ``alpn=pass`` alone the target is asked before th
 import time
 from typing import Any, Final
 
-from veillink.credentials import ServerTls
+from veillink.credentials import PASS, ServerTls
 from veillink.model import End, Ended, RuleOptions
 from veillink.names import Routes
 from veillink.net.client_hello import LIMIT, ClientHello, HelloParser
@@ -21,7 +21,6 @@ from veillink.stats.ledger import Connection, TlsFacts
 
 # Of TLS: a fatal alert, unrecognized_name (RFC 6066 section 3), in a record of its own.
 _UNRECOGNIZED_NAME: Final = b"\x15\x03\x03\x00\x02\x02\x70"
-PASS: Final = ("pass",)
 
 
 class TlsFront:
